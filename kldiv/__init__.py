@@ -1,0 +1,34 @@
+"""Differentiable Kullback-Leibler terms for training variational auto-encoders."""
+
+from kldiv import functional
+from kldiv.distributions import DiagonalNormal, standard_prior
+from kldiv.divergence import kl_divergence, register_kl
+from kldiv.elbo import ELBOLoss, ELBOTerms
+from kldiv.importance import LogLikelihood, importance_log_likelihood
+from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
+from kldiv.reconstruction import BernoulliNLL, GaussianNLL, NegativeLogLikelihood
+from kldiv.schedules import LinearWarmup, Schedule, attach
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BernoulliNLL",
+    "DiagonalNormal",
+    "ELBOLoss",
+    "ELBOTerms",
+    "ExactKLLoss",
+    "GaussianKLLoss",
+    "GaussianNLL",
+    "KLTerm",
+    "LinearWarmup",
+    "LogLikelihood",
+    "MonteCarloKLLoss",
+    "NegativeLogLikelihood",
+    "Schedule",
+    "attach",
+    "functional",
+    "importance_log_likelihood",
+    "kl_divergence",
+    "register_kl",
+    "standard_prior",
+]

@@ -1,0 +1,179 @@
+"""The evidence lower bound, composed of a likelihood term, a KL term, a transform and a weight."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from kldiv.functional import check_broadcast
+from kldiv.losses import ExactKLLoss, GaussianKLLoss
+from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.schedules import step_schedules
+
+
+class ELBOTerms(NamedTuple):
+    """What an ELBO is made of, in nats: each reduced as its loss was asked to, the weight a tensor of shape ()."""
+
+    loss: Tensor
+    """Reconstruction + weight * transformed KL: what is minimised."""
+    negative_elbo: Tensor
+    """Reconstruction + KL, whatever weight and transform: comparable between runs."""
+    reconstruction: Tensor
+    kl: Tensor
+    """As it is, before transform and weight."""
+    weight: Tensor
+
+    def detach(self) -> "ELBOTerms":
+        """The same values without their graph, for logging."""
+        return ELBOTerms(*(term.detach() for term in self))
+
+
+class ELBOLoss(nn.Module):
+    r"""The negative evidence lower bound of a variational auto-encoder, as a loss.
+
+    .. math:: -\ln p(x|z) + w \cdot T\left(D_{KL}(q(z|x) \,\|\, p(z))\right)
+
+    Args:
+        reconstruction: the likelihood term, called (output, target), such as :class:`kldiv.BernoulliNLL`.
+        kl: the KL term, called (posterior, prior); ``None`` is :class:`kldiv.ExactKLLoss`.
+        transform: a module from (N, ...) to (N, ...) that shapes the KL before it is summed over latent dimensions.
+        weight: of the KL in the loss: a number, or a module called without arguments such as
+            :class:`kldiv.LinearWarmup`.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+            What the terms were given as their own reduction does not count.
+    Raises:
+        ValueError: ``"mean"`` and unknown reductions; a weight that is negative or not finite.
+        TypeError: a KL term that is called with tensors.
+    Source: Kingma & Welling 2014, eq. 10; the weight: Higgins et al. 2017.
+
+    >>> from kldiv import BernoulliNLL, DiagonalNormal
+    >>> posterior = DiagonalNormal(torch.ones(2, 4), torch.zeros(2, 4))
+    >>> ELBOLoss(BernoulliNLL(), weight=0.5)(torch.zeros(2, 8), torch.ones(2, 8), posterior).kl
+    tensor(2.)
+    """
+
+    reconstruction: Any  # a module with per_example(output, target)
+    kl: Any  # a module with unreduced(posterior, prior, sample)
+    transform: nn.Module | None
+    weight: float | nn.Module
+
+    def __init__(
+        self,
+        reconstruction: nn.Module,
+        kl: nn.Module | None = None,
+        *,
+        transform: nn.Module | None = None,
+        weight: float | nn.Module = 1.0,
+        reduction: str = "batchmean",
+    ) -> None:
+        super().__init__()
+        kl = ExactKLLoss() if kl is None else kl
+        if not hasattr(reconstruction, "per_example"):
+            raise TypeError(
+                f"reconstruction is a {type(reconstruction).__name__}, which has no per_example(output, target): pass "
+                "a likelihood term such as kldiv.BernoulliNLL()"
+            )
+        if isinstance(kl, GaussianKLLoss) or not hasattr(kl, "unreduced"):
+            raise TypeError(
+                f"kl is a {type(kl).__name__}, which is not called with distributions. Inside an ELBO use "
+                "kldiv.ExactKLLoss() or another kldiv.KLTerm, and call the ELBO with a distribution: "
+                "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
+            )
+        if not isinstance(weight, nn.Module) and not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weight={weight} must be finite and not negative")
+        self.reconstruction, self.kl, self.transform = reconstruction, kl, transform
+        self.weight = weight
+        self.reduction = check_reduction(reduction)
+
+    def forward(
+        self,
+        output: Tensor | Sequence[Tensor],
+        target: Tensor,
+        posterior: Distribution | Sequence[Distribution],
+        prior: Distribution | Sequence[Distribution | None] | None = None,
+        *,
+        sample: Tensor | Sequence[Tensor | None] | None = None,
+        sample_weight: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        latent_mask: Tensor | Sequence[Tensor | None] | None = None,
+    ) -> ELBOTerms:
+        r"""The terms of the bound.
+
+        Args:
+            output, target: for the likelihood term; dimension 0 of the target is the example.
+            posterior, prior: q(z|x) and p(z), or sequences of them, one entry a latent group. ``None``: the standard
+                normal, uniform categories.
+            sample: the latent sample the decoder consumed, which a Monte Carlo term uses instead of its own; for groups
+                a sequence.
+            sample_weight: (N,), multiplies every term of an example.
+            target_mask: broadcasts to the target; elements at 0 or False count nothing.
+            latent_mask: broadcasts to (N, \*latent); latents at 0 or False count nothing; for groups a sequence.
+        Raises:
+            TypeError: a posterior that is a tensor. ValueError: shapes that do not fit; the message holds them.
+        """
+        masked = () if target_mask is None else (target_mask,)
+        reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
+        raw, shaped = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
+        count = len(posterior) if isinstance(posterior, list | tuple) else 1
+        groups = {"posterior": posterior, "prior": prior, "sample": sample, "latent_mask": latent_mask}
+        for group in zip(*(_groups(value, name, count) for name, value in groups.items()), strict=True):
+            values = self._kl_values(*group)
+            if values.shape[0] != reconstruction.shape[0]:
+                raise ValueError(
+                    f"the posterior has {values.shape[0]} examples (KL of shape {tuple(values.shape)}) and the "
+                    f"reconstruction {reconstruction.shape[0]}: dimension 0 is the example for both"
+                )
+            raw = raw + sum_latent(values)
+            shaped = shaped + sum_latent(values if self.transform is None else self.transform(values))
+
+        if sample_weight is not None:
+            if sample_weight.shape != reconstruction.shape:
+                raise ValueError(
+                    f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {len(reconstruction)}"
+                )
+            reconstruction, raw, shaped = (term * sample_weight for term in (reconstruction, raw, shaped))
+        if isinstance(self.weight, nn.Module):
+            weight: Tensor = self.weight()
+        else:
+            weight = torch.full((), self.weight, dtype=raw.dtype, device=raw.device)
+        loss, negative_elbo, reconstruction, kl = (
+            reduce(term, self.reduction)
+            for term in (reconstruction + weight * shaped, reconstruction + raw, reconstruction, raw)
+        )
+        return ELBOTerms(loss, negative_elbo, reconstruction, kl, weight)
+
+    def step(self) -> None:
+        """One optimiser step, for every schedule inside. :func:`kldiv.attach` does it by itself."""
+        step_schedules(self)
+
+    def _kl_values(
+        self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        if not isinstance(posterior, Distribution):
+            raise TypeError(
+                f"the posterior is a {type(posterior).__name__}, and an ELBO takes distributions: "
+                "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
+            )
+        values: Tensor = self.kl.unreduced(posterior, prior, sample)
+        if mask is None:
+            return values
+        if check_broadcast(kl=values.shape, latent_mask=mask.shape) != values.shape:
+            raise ValueError(f"latent_mask {tuple(mask.shape)} must broadcast to the KL's shape {tuple(values.shape)}")
+        return values.masked_fill(mask == 0, 0)
+
+    def extra_repr(self) -> str:
+        weight = "" if isinstance(self.weight, nn.Module) else f"weight={self.weight}, "
+        return f"{weight}reduction={self.reduction!r}"
+
+
+def _groups(value: object, name: str, count: int) -> Sequence[Any]:
+    """One entry for each latent group: a sequence as it is, ``None`` for all, anything else for the only one."""
+    if value is None:
+        return [None] * count
+    groups = value if isinstance(value, list | tuple) else [value]
+    if len(groups) != count:
+        raise ValueError(f"{name} has {len(groups)} entries and posterior {count}: one for each latent group")
+    return groups

@@ -1,0 +1,267 @@
+"""KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from kldiv.distributions import factorise, standard_prior, with_event_dims
+from kldiv.divergence import kl_divergence
+from kldiv.functional import check_broadcast, kl_normal
+from kldiv.reduction import check_reduction, reduce, sum_latent
+
+
+class GaussianKLLoss(nn.Module):
+    r"""D_KL(N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var))) of tensors, in nats.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: ``"mean"`` and unknown reductions.
+
+    Called with ``(mean, log_var, prior_mean=None, prior_log_var=None)``: the first two of one shape (N, \*latent),
+    the prior's of shapes that broadcast to it, ``None`` standing for the standard normal. Other shapes raise
+    ``ValueError``.
+
+    Source: Kingma & Welling 2014, appendix B.
+
+    >>> GaussianKLLoss()(torch.ones(4, 2), torch.zeros(4, 2))
+    tensor(1.)
+    """
+
+    def __init__(self, reduction: str = "batchmean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+
+    def forward(
+        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
+    ) -> Tensor:
+        return reduce(self.per_example(mean, log_var, prior_mean, prior_log_var), self.reduction)
+
+    def per_example(
+        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
+    ) -> Tensor:
+        """Nats per example, (N,)."""
+        return sum_latent(self.per_dimension(mean, log_var, prior_mean, prior_log_var))
+
+    def per_dimension(
+        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
+    ) -> Tensor:
+        r"""Nats per example and latent dimension, (N, \*latent)."""
+        if mean.shape != log_var.shape:
+            raise ValueError(
+                f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must have one shape, (N, ...): only a "
+                "prior's parameters broadcast. Write log_var.expand_as(mean) if one variance is meant for all"
+            )
+        if mean.ndim < 2:
+            raise ValueError(
+                f"mean has the shape {tuple(mean.shape)}, and dimension 0 is the example, the others are latent. Add "
+                "one: mean[None] and log_var[None] for a single example, mean[:, None] and log_var[:, None] for one "
+                "latent dimension"
+            )
+        values = kl_normal(mean, log_var, prior_mean, prior_log_var)
+        if values.shape != mean.shape:
+            shapes = [None if t is None else tuple(t.shape) for t in (prior_mean, prior_log_var)]
+            raise ValueError(
+                f"prior_mean {shapes[0]} and prior_log_var {shapes[1]} must broadcast to the posterior's shape "
+                f"{tuple(mean.shape)}, and not beyond it"
+            )
+        return values
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+class KLTerm(nn.Module):
+    r"""A KL term that is called with distributions, (posterior, prior): what :class:`kldiv.ELBOLoss` is made of.
+
+    A subclass computes :meth:`unreduced`; everything else follows. All are called with (posterior, prior, sample),
+    the sample being the one the decoder consumed: a term that draws may use it, a closed form has no need of it.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: ``"mean"`` and unknown reductions.
+    """
+
+    def __init__(self, reduction: str = "batchmean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        r"""Nats as fine as they come: (N, \*latent) where the pair factorises over its dimensions, else (N,)."""
+        raise NotImplementedError
+
+    def forward(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        return reduce(self.per_example(posterior, prior, sample), self.reduction)
+
+    def per_example(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        """Nats per example, (N,)."""
+        return sum_latent(self.unreduced(posterior, prior, sample))
+
+    def per_dimension(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        r"""Nats per example and latent dimension, (N, \*latent).
+
+        Raises: ValueError: where the pair does not factorise over its dimensions: it has ``per_example`` alone.
+        """
+        for name, distribution in (("posterior", posterior), ("prior", prior)):
+            if distribution is not None and factorise(distribution) is None:
+                raise ValueError(
+                    f"the {name}, {type(distribution).__name__} of event shape {tuple(distribution.event_shape)}, does "
+                    "not factorise over its dimensions, so there is no KL of one dimension: use per_example"
+                )
+        return self.unreduced(posterior, prior, sample)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+class ExactKLLoss(KLTerm):
+    r"""D_KL(posterior || prior) in closed form, in nats: :func:`kldiv.kl_divergence` as a loss.
+
+    Called with ``(posterior, prior=None)``: dimension 0 of the posterior's batch is the example, everything else is
+    latent. ``None`` is the standard normal on real supports, uniform for categories.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises:
+        NotImplementedError: no closed form is known for the two types.
+        ValueError: ``prior=None`` on another support; a prior that is larger than the posterior.
+
+    >>> ExactKLLoss()(torch.distributions.Normal(torch.ones(4, 2), 1.0))
+    tensor(1.)
+    """
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        check_distributions(posterior, prior)
+        posterior, prior = matched(posterior, standard_prior(posterior) if prior is None else prior)
+        try:
+            values = kl_divergence(posterior, prior)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{error}. In an ELBO: ELBOLoss(..., kl=kldiv.MonteCarloKLLoss())") from error
+        return sum_latent(values) if posterior.event_shape else values
+
+
+class MonteCarloKLLoss(KLTerm):
+    r"""D_KL(posterior || prior) as a mean over samples of the posterior, in nats, for any pair of distributions.
+
+    .. math:: \frac1S \sum_s \ln q(z_s) - \ln p(z_s), \qquad z_s \sim q
+
+    Unbiased, in value (``"k1"``) and in the gradient to both arguments (``"pathwise"``: through the samples). A single
+    value may be negative; the variance is that of the log-ratio.
+
+    Called with ``(posterior, prior=None, sample=None)``. A ``sample`` of shape (\*samples, \*batch, \*event), the one
+    the decoder consumed, saves drawing again and overrides ``num_samples``.
+
+    Args:
+        num_samples: draws for each example, at least 1.
+        value, gradient, sampler: the estimator, ``"k1"``, ``"pathwise"`` and ``"iid"``.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: unknown options; a posterior without ``rsample``; a sample whose shape does not end in the
+        posterior's, or that carries no gradient to a posterior that wants one.
+    Source: Kingma & Welling 2014, eq. 6.
+
+    >>> posterior = torch.distributions.Normal(torch.ones(4, 2), torch.ones(4, 2))
+    >>> MonteCarloKLLoss(num_samples=3).per_dimension(posterior).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        *,
+        value: str = "k1",
+        gradient: str = "pathwise",
+        sampler: str = "iid",
+        reduction: str = "batchmean",
+    ) -> None:
+        super().__init__(reduction)
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: at least one sample is needed")
+        for name, option, known in (
+            ("value", value, ("k1",)),
+            ("gradient", gradient, ("pathwise",)),
+            ("sampler", sampler, ("iid",)),
+        ):
+            if option not in known:
+                raise ValueError(f"{name}={option!r} is none of {', '.join(map(repr, known))}")
+        self.num_samples, self.value, self.gradient, self.sampler = num_samples, value, gradient, sampler
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        check_distributions(posterior, prior)
+        if sample is None:
+            sample = self._draw(posterior)
+        shape = posterior.batch_shape + posterior.event_shape
+        if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
+            raise ValueError(
+                f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
+                f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
+            )
+        posterior, prior = matched(posterior, standard_prior(posterior, like=sample) if prior is None else prior)
+        log_posterior = posterior.log_prob(sample)
+        if torch.is_grad_enabled() and log_posterior.requires_grad and not sample.requires_grad:
+            raise ValueError(
+                "the sample carries no gradient and the posterior's parameters want one: the pathwise gradient would "
+                "be missing. Draw it with posterior.rsample(), or compute under torch.no_grad()"
+            )
+        values = log_posterior - prior.log_prob(sample)
+        if sample_dims := values.ndim - len(posterior.batch_shape):
+            values = values.flatten(0, sample_dims - 1).mean(0)
+        return sum_latent(values) if posterior.event_shape else values
+
+    def _draw(self, posterior: Distribution) -> Tensor:
+        if not posterior.has_rsample:
+            raise ValueError(
+                f"{type(posterior).__name__} has no rsample, which the pathwise gradient goes through. Use a posterior "
+                "that has, or kldiv.ExactKLLoss() where there is a closed form"
+            )
+        return posterior.rsample(torch.Size([self.num_samples]))
+
+    def extra_repr(self) -> str:
+        options = ("num_samples", "value", "gradient", "sampler", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
+
+
+def check_distributions(posterior: object, prior: object) -> None:
+    """Raises: TypeError: one of the two is no distribution; the message shows how to make one of tensors."""
+    for name, value in (("posterior", posterior), ("prior", prior)):
+        if not (isinstance(value, Distribution) or (value is None and name == "prior")):
+            raise TypeError(
+                f"the {name} is a {type(value).__name__}, and this term takes distributions: write "
+                "kldiv.DiagonalNormal(mean, log_var), or use kldiv.GaussianKLLoss()(mean, log_var) on tensors"
+            )
+
+
+def matched(posterior: Distribution, prior: Distribution) -> tuple[Distribution, Distribution]:
+    """The two, taken apart into their dimensions where both factorise and else with one event shape.
+
+    Raises: ValueError: no example dimension; a prior larger than the posterior.
+    """
+    whole_posterior, whole_prior = factorise(posterior), factorise(prior)
+    if whole_posterior is not None and whole_prior is not None:
+        posterior, prior = whole_posterior, whole_prior
+    elif whole_posterior is not None:
+        posterior = with_event_dims(whole_posterior, len(prior.event_shape))
+    else:
+        prior = with_event_dims(prior, len(posterior.event_shape))
+    if not posterior.batch_shape:
+        raise ValueError(
+            f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "
+            "the batch is the example. Add it to the parameters, mean[None], or write posterior.expand((1,))"
+        )
+    of_posterior, of_prior = (d.batch_shape + d.event_shape for d in (posterior, prior))
+    if of_posterior != check_broadcast(posterior=of_posterior, prior=of_prior):
+        raise ValueError(
+            f"the prior of shape {tuple(of_prior)} must broadcast to the posterior's, {tuple(of_posterior)}, and not "
+            "beyond it"
+        )
+    return posterior, prior

@@ -1,0 +1,134 @@
+"""The weight of the KL as a function of the optimiser's step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+
+class Schedule(nn.Module):
+    """A number that changes with the optimiser's steps: neither batches nor forward calls count.
+
+    Called without arguments: the value now, a tensor of shape (). :meth:`step` counts one step, in a buffer that
+    ``state_dict`` saves. A subclass computes :meth:`value` of the progress.
+
+    Args:
+        steps: how many steps the schedule takes, at least 1.
+        fraction: instead of ``steps``: the part of the whole run it takes, in (0, 1]. It needs the run's length, from
+            :func:`attach` or :attr:`total_steps`.
+    Raises:
+        ValueError: both or neither of the two, or one out of its range.
+        RuntimeError: on the first call with a ``fraction`` and no total.
+    """
+
+    steps_taken: Tensor
+
+    def __init__(self, *, steps: int | None = None, fraction: float | None = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if (steps is None) == (fraction is None):
+            raise ValueError(f"{name} takes either steps or fraction: {name}(steps=5000) or {name}(fraction=0.2)")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps={steps}: at least one step")
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction} is not in (0, 1]")
+        self.steps, self.fraction = steps, fraction
+        self.total_steps: int | None = None
+        self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
+
+    def value(self, progress: Tensor) -> Tensor:
+        """The value after that part of the schedule, from 0 on; 1 is its end and it may go beyond."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        return self.value(self.steps_taken.float() / self.duration)
+
+    def step(self) -> None:
+        """Counts one optimiser step."""
+        self.steps_taken += 1
+
+    @property
+    def duration(self) -> float:
+        """The steps that the schedule takes."""
+        if self.fraction is None:
+            assert self.steps is not None
+            return self.steps
+        if self.total_steps is None:
+            raise RuntimeError(
+                f"{type(self).__name__}(fraction={self.fraction}) needs the length of the run: "
+                "kldiv.attach(elbo, optimizer, total_steps=...), or write steps= instead"
+            )
+        return self.fraction * self.total_steps
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1 if self.total_steps is None else self.total_steps)
+
+    def set_extra_state(self, state: Any) -> None:
+        total = int(state)
+        self.total_steps = None if total < 0 else total
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}" if self.fraction is None else f"fraction={self.fraction}"
+
+
+class LinearWarmup(Schedule):
+    r"""From ``start`` to ``end`` on a straight line, then ``end``.
+
+    .. math:: s + (e - s) \min(n / \text{steps}, 1)
+
+    with n the optimiser steps taken so far.
+
+    Args:
+        steps, fraction: the length, see :class:`Schedule`: one of the two.
+        start, end: the value at first and in the end.
+    Raises: ValueError: both or neither of ``steps`` and ``fraction``, or one out of its range.
+    Source: Bowman et al. 2016; Sønderby et al. 2016, section 3.3.
+
+    >>> warmup = LinearWarmup(steps=4)
+    >>> warmup.step(); warmup()
+    tensor(0.2500)
+    """
+
+    def __init__(
+        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        self.start, self.end = start, end
+
+    def value(self, progress: Tensor) -> Tensor:
+        return self.start + (self.end - self.start) * progress.clamp(max=1.0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+
+
+def step_schedules(module: nn.Module) -> None:
+    """One optimiser step for every schedule in the module."""
+    for part in module.modules():
+        if isinstance(part, Schedule):
+            part.step()
+
+
+def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> RemovableHandle:
+    """Has every schedule in ``elbo`` count each step of ``optimizer`` from now on.
+
+    The one line that makes schedules right under gradient accumulation, validation and skipped steps, in a plain loop
+    and in Lightning's ``configure_optimizers`` (there ``total_steps=self.trainer.estimated_stepping_batches``). Not to
+    be combined with calls of ``elbo.step()``.
+
+    Args:
+        elbo: an :class:`kldiv.ELBOLoss`, or any module with schedules in it.
+        optimizer: the optimiser whose steps count.
+        total_steps: the steps of the whole run, for schedules given as a fraction of it.
+    Returns: a handle; its ``remove()`` ends the counting.
+    Raises: ValueError: ``total_steps`` below 1.
+    """
+    if total_steps is not None:
+        if total_steps < 1:
+            raise ValueError(f"total_steps={total_steps}: a run has at least one step")
+        for part in elbo.modules():
+            if isinstance(part, Schedule):
+                part.total_steps = int(total_steps)
+    return optimizer.register_step_post_hook(lambda *_: step_schedules(elbo))

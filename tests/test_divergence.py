@@ -1,0 +1,177 @@
+import mpmath
+import pytest
+import torch
+from test_functional import true_kl_normal
+from torch.distributions import (
+    Distribution,
+    Exponential,
+    Gamma,
+    Independent,
+    Laplace,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+)
+
+import kldiv
+from kldiv import DiagonalNormal, kl_divergence, register_kl
+from kldiv.exact import CLOSED_FORMS
+
+
+@pytest.fixture
+def registry():
+    before = dict(CLOSED_FORMS)
+    yield
+    CLOSED_FORMS.clear()
+    CLOSED_FORMS.update(before)
+
+
+def normals():
+    generator = torch.Generator().manual_seed(0)
+    mean, log_var = (torch.randn(4, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    scale = torch.exp(0.5 * log_var)
+    return {
+        "diagonal": DiagonalNormal(mean, log_var),
+        "independent": Independent(Normal(mean, scale), 1),
+    }
+
+
+@pytest.mark.parametrize("left", ["diagonal", "independent"])
+@pytest.mark.parametrize("right", ["diagonal", "independent"])
+@pytest.mark.parametrize("divergence", [kl_divergence, torch.distributions.kl_divergence])
+def test_diagonal_normals_with_one_another(left, right, divergence):
+    p, q = normals()[left], normals()[right]
+    q = (
+        type(q)(q.mean.flip(0), q.log_var.flip(0))
+        if right == "diagonal"
+        else Independent(Normal(q.mean.flip(0), q.stddev.flip(0)), 1)
+    )
+    expected = kldiv.functional.kl_normal(p.mean, p.variance.log(), q.mean, q.variance.log()).sum(-1)
+    torch.testing.assert_close(divergence(p, q), expected, rtol=1e-10, atol=0)
+
+
+def test_scalar_diagonal_normal_with_normal():
+    mean, log_var = torch.randn(4, 3).double(), torch.randn(4, 3).double()
+    p, q = DiagonalNormal(mean, log_var, event_dim=0), Normal(torch.zeros(3).double(), torch.ones(3).double())
+    torch.testing.assert_close(kl_divergence(p, q), kldiv.functional.kl_normal(mean, log_var))
+    expected = kldiv.functional.kl_normal(torch.zeros(3).double(), torch.zeros(3).double(), mean, log_var)
+    torch.testing.assert_close(kl_divergence(q, p), expected)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-4, 1e-6])
+def test_normals_given_by_scales_against_fifty_digits(distance):
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.exp(torch.randn(100, generator=generator))
+    p = Normal(torch.randn(100, generator=generator), scale)
+    q = Normal(p.loc * (1 + distance), scale * (1 + distance))
+    for value, *parameters in zip(kl_divergence(p, q), p.loc, p.scale, q.loc, q.scale, strict=True):
+        with mpmath.workdps(50):
+            mean_p, scale_p, mean_q, scale_q = (mpmath.mpf(v.item()) for v in parameters)
+            ratio = (scale_p / scale_q) ** 2
+            truth = (ratio - 1 - mpmath.log(ratio) + ((mean_p - mean_q) / scale_q) ** 2) / 2
+        assert abs(value.item() - truth) <= 1e-6 * truth
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "truth"),
+    [
+        ((0.0, 1e-30), (0.0, 1.0), 68.577553),
+        ((0.0, 1.0), (1e-4, 1.0), 5e-9),
+        ((0.0, 1.0), (0.0, 1.0), 0.0),
+    ],
+)
+def test_normals_where_torch_fails(p, q, truth):
+    p, q = (Normal(*map(torch.tensor, parameters)) for parameters in (p, q))
+    assert kl_divergence(p, q).item() == pytest.approx(truth, rel=1e-6)
+    assert kl_divergence(p, q).dtype == torch.float32
+
+
+def test_log_variances_are_used_as_they_were_given():
+    mean = torch.zeros(1)
+    p, q = (DiagonalNormal(mean, torch.tensor([value])) for value in (1e-7, 0.0))
+    assert kl_divergence(p, q).item() == pytest.approx(float(true_kl_normal(0, p.log_var.item())), rel=1e-6)
+
+
+def test_independents_of_unequal_depth_and_of_torch_pairs():
+    base = Laplace(torch.randn(4, 3, 2), 1.0)
+    other = Laplace(torch.zeros(3, 2), 2.0)
+    nested, flat = Independent(Independent(base, 1), 1), Independent(other, 2)
+    expected = torch.distributions.kl_divergence(base, other).sum((-1, -2))
+    torch.testing.assert_close(kl_divergence(nested, flat), expected)
+    torch.testing.assert_close(kl_divergence(Independent(base, 2), flat), expected)
+
+
+def test_torch_closed_forms_are_candidates_and_take_the_broadcast_shape():
+    p, q = Gamma(torch.tensor(2.0), 1.0), Gamma(torch.rand(3) + 1, 1.0)
+    torch.testing.assert_close(kl_divergence(p, q), torch.distributions.kl_divergence(p.expand((3,)), q))
+    p, q = MultivariateNormal(torch.zeros(2), torch.eye(2)), MultivariateNormal(torch.ones(2), torch.eye(2))
+    torch.testing.assert_close(kl_divergence(p, q), torch.tensor(1.0))
+
+
+class Base(Distribution):
+    def __init__(self):
+        super().__init__(validate_args=False)
+
+
+class Derived(Base):
+    pass
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_most_specific_pair_wins():
+    register_kl(Base, Base)(lambda p, q: torch.tensor(1.0))
+    assert kl_divergence(Derived(), Derived()).item() == 1.0
+    register_kl(Base, Derived)(lambda p, q: torch.tensor(2.0))
+    assert kl_divergence(Derived(), Derived()).item() == 2.0
+    register_kl(Derived, Base)(lambda p, q: torch.tensor(3.0))  # the first argument decides first
+    assert kl_divergence(Derived(), Derived()).item() == 3.0
+    register_kl(Derived, Derived)(lambda p, q: torch.tensor(4.0))
+    assert kl_divergence(Derived(), Derived()).item() == 4.0
+    assert kl_divergence(Base(), Base()).item() == 1.0
+
+
+class Loaded(Exponential):
+    pass
+
+
+@pytest.mark.usefixtures("registry")
+def test_across_both_registries_the_specific_wins_and_ties_are_ours(monkeypatch):
+    p, q = Loaded(torch.tensor(1.0)), Exponential(torch.tensor(2.0))
+    torch_registry = torch.distributions.kl._KL_REGISTRY
+    monkeypatch.setitem(torch_registry, (Loaded, Exponential), lambda p, q: torch.tensor(7.0))
+    register_kl(Exponential, Exponential)(lambda p, q: torch.tensor(5.0))
+    assert kl_divergence(p, q).item() == 7.0
+    assert kl_divergence(q, q).item() == 5.0  # torch has this pair too
+    register_kl(Loaded, Exponential)(lambda p, q: torch.tensor(6.0))
+    assert kl_divergence(p, q).item() == 6.0
+
+
+def test_registering_what_is_no_distribution_raises():
+    with pytest.raises(TypeError, match="subclasses"):
+        register_kl(Normal, torch.Tensor)
+
+
+def test_no_closed_form_names_both_types_and_a_call_that_works():
+    p, q = Gamma(torch.ones(2), 1.0), Laplace(torch.zeros(2), 1.0)
+    with pytest.raises(NotImplementedError, match=r"Gamma \|\| Laplace.*MonteCarloKLLoss"):
+        kl_divergence(p, q)
+    low_rank = LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2))
+    with pytest.raises(NotImplementedError, match="Independent"):
+        kl_divergence(Independent(Laplace(torch.zeros(2), 1.0), 1), low_rank)
+
+
+def test_bad_arguments():
+    normal = Normal(torch.zeros(4), 1.0)
+    with pytest.raises(TypeError, match="q is a Tensor"):
+        kl_divergence(normal, torch.zeros(4))
+    with pytest.raises(ValueError, match=r"p.batch_shape \(4,\), q.batch_shape \(3,\)"):
+        kl_divergence(normal, Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match=r"event shape \(\) and q \(4,\)"):
+        kl_divergence(normal, Independent(normal, 1))
+
+
+def test_nothing_of_torch_is_overridden():
+    functions = {pair: form.__module__ for pair, form in torch.distributions.kl._KL_REGISTRY.items()}
+    ours = [pair for pair, module in functions.items() if module.startswith("kldiv")]
+    assert ours
+    assert all(DiagonalNormal in pair for pair in ours)

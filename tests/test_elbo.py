@@ -1,0 +1,197 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kldiv import (
+    BernoulliNLL,
+    DiagonalNormal,
+    ELBOLoss,
+    GaussianKLLoss,
+    GaussianNLL,
+    LinearWarmup,
+    MonteCarloKLLoss,
+    attach,
+)
+from kldiv.functional import kl_normal
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    output, target = torch.randn(4, 6, generator=generator), torch.rand(4, 6, generator=generator)
+    mean, log_var = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    return output, target, DiagonalNormal(mean, log_var)
+
+
+def by_hand(output, target, posterior):
+    reconstruction = functional.binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
+    return reconstruction, kl_normal(posterior.mean, posterior.log_var)
+
+
+class Halve(nn.Module):
+    def forward(self, values):
+        return values / 2
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "none"])
+def test_terms_against_hand_written_ones(batch, reduction):
+    reduced = {"batchmean": torch.Tensor.mean, "sum": torch.Tensor.sum, "none": lambda values: values}[reduction]
+    reconstruction, kl = by_hand(*batch)
+    # a term's own reduction does not count
+    elbo = ELBOLoss(BernoulliNLL("sum"), transform=Halve(), weight=3.0, reduction=reduction)
+    terms = elbo(*batch)
+    torch.testing.assert_close(terms.reconstruction, reduced(reconstruction))
+    torch.testing.assert_close(terms.kl, reduced(kl.sum(1)))
+    torch.testing.assert_close(terms.negative_elbo, reduced(reconstruction + kl.sum(1)))
+    torch.testing.assert_close(terms.loss, reduced(reconstruction + 1.5 * kl.sum(1)))
+    assert terms.weight.item() == 3.0
+
+
+def test_negative_elbo_is_the_bound_whatever_the_weight(batch):
+    plain, weighted = (ELBOLoss(BernoulliNLL(), weight=weight)(*batch) for weight in (1.0, 0.0))
+    torch.testing.assert_close(plain.loss, plain.negative_elbo)
+    torch.testing.assert_close(plain.negative_elbo, weighted.negative_elbo)
+    torch.testing.assert_close(weighted.loss, weighted.reconstruction)
+
+
+def test_is_the_same_in_training_and_validation(batch):
+    elbo = ELBOLoss(BernoulliNLL(), weight=LinearWarmup(steps=4))
+    elbo.step()
+    training = elbo(*batch)
+    torch.testing.assert_close(elbo.eval()(*batch), training)
+
+
+def test_gradients_are_those_of_the_loss(batch):
+    output, target, posterior = batch
+    inputs = [v.clone().requires_grad_() for v in (output, posterior.mean, posterior.log_var)]
+    loss = ELBOLoss(BernoulliNLL(), weight=0.5)(inputs[0], target, DiagonalNormal(*inputs[1:])).loss
+    gradients = torch.autograd.grad(loss, inputs)
+    torch.testing.assert_close(gradients[0], (torch.sigmoid(output) - target) / 4)
+    torch.testing.assert_close(gradients[1], 0.5 * posterior.mean / 4)
+    torch.testing.assert_close(gradients[2], 0.25 * torch.expm1(posterior.log_var) / 4)
+
+
+def test_detach_drops_the_graph(batch):
+    output = batch[0].requires_grad_()
+    terms = ELBOLoss(BernoulliNLL())(output, *batch[1:])
+    assert terms.loss.requires_grad
+    assert not any(term.requires_grad for term in terms.detach())
+
+
+def test_a_schedule_is_counted_saved_and_restored(batch):
+    elbo = ELBOLoss(BernoulliNLL(), weight=LinearWarmup(steps=4))
+    weights = []
+    for _ in range(3):
+        weights.append(elbo(*batch).weight.item())
+        elbo.step()
+    assert weights == [0.0, 0.25, 0.5]
+    resumed = ELBOLoss(BernoulliNLL(), weight=LinearWarmup(steps=4))
+    resumed.load_state_dict(copy.deepcopy(elbo.state_dict()))
+    assert resumed(*batch).weight.item() == 0.75
+
+
+def test_monte_carlo_uses_the_decoders_sample_or_draws_its_own(batch):
+    output, target, posterior = batch
+    elbo = ELBOLoss(BernoulliNLL(), MonteCarloKLLoss())
+    sample = posterior.rsample()
+    prior = DiagonalNormal(torch.zeros(3), torch.zeros(3))
+    expected = (posterior.log_prob(sample) - prior.log_prob(sample)).mean()
+    torch.testing.assert_close(elbo(output, target, posterior, sample=sample).kl, expected)
+    assert elbo(output, target, posterior).kl != elbo(output, target, posterior).kl
+
+
+def test_weights_and_masks_keep_n_as_the_divisor(batch):
+    reconstruction, kl = by_hand(*batch)
+    sample_weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
+    terms = ELBOLoss(BernoulliNLL())(*batch, sample_weight=sample_weight)
+    torch.testing.assert_close(terms.loss, ((reconstruction + kl.sum(1)) * sample_weight).sum() / 4)
+    torch.testing.assert_close(terms.kl, (kl.sum(1) * sample_weight).sum() / 4)
+    latent_mask = torch.tensor([True, False, True])
+    terms = ELBOLoss(BernoulliNLL())(*batch, latent_mask=latent_mask, target_mask=torch.zeros(4, 1))
+    torch.testing.assert_close(terms.kl, kl[:, [0, 2]].sum() / 4)
+    assert terms.reconstruction.item() == 0
+    with pytest.raises(ValueError, match=r"sample_weight \(2,\)"):
+        ELBOLoss(BernoulliNLL())(*batch, sample_weight=torch.ones(2))
+    with pytest.raises(ValueError, match=r"latent_mask \(5, 4, 3\)"):
+        ELBOLoss(BernoulliNLL())(*batch, latent_mask=torch.ones(5, 4, 3))
+
+
+def test_latent_groups_add(batch):
+    output, target, posterior = batch
+    other = DiagonalNormal(torch.ones(4, 2, 5), torch.zeros(4, 2, 5), event_dim=2)
+    together = ELBOLoss(BernoulliNLL())(output, target, [posterior, other])
+    alone = [ELBOLoss(BernoulliNLL())(output, target, group).kl for group in (posterior, other)]
+    torch.testing.assert_close(together.kl, sum(alone))
+    with pytest.raises(ValueError, match="prior has 1 entries and posterior 2"):
+        ELBOLoss(BernoulliNLL())(output, target, [posterior, other], [None])
+
+
+def test_an_empty_batch():
+    terms = ELBOLoss(BernoulliNLL())(torch.zeros(0, 6), torch.zeros(0, 6), DiagonalNormal(*torch.zeros(2, 0, 3)))
+    assert all(value.item() == 0 for value in terms[:4])
+
+
+def test_what_is_called_with_tensors_is_refused(batch):
+    with pytest.raises(TypeError, match=r"DiagonalNormal\(mean, log_var\)"):
+        ELBOLoss(BernoulliNLL(), GaussianKLLoss())
+    with pytest.raises(TypeError, match=r"DiagonalNormal\(mean, log_var\)"):
+        ELBOLoss(BernoulliNLL())(*batch[:2], batch[2].mean)
+    with pytest.raises(TypeError, match="Sigmoid"):
+        ELBOLoss(nn.Sigmoid())
+
+
+def test_bad_arguments(batch):
+    output, target, posterior = batch
+    for weight in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="weight="):
+            ELBOLoss(BernoulliNLL(), weight=weight)
+    with pytest.raises(ValueError, match="batchmean"):
+        ELBOLoss(BernoulliNLL(), reduction="mean")
+    with pytest.raises(ValueError, match=r"4 examples.*reconstruction 3"):
+        ELBOLoss(BernoulliNLL())(output[:3], target[:3], posterior)
+
+
+def test_half_precision_and_autocast_return_float32(batch):
+    output, target, posterior = batch
+    half = DiagonalNormal(posterior.mean.bfloat16(), posterior.log_var.bfloat16())
+    assert all(term.dtype == torch.float32 for term in ELBOLoss(BernoulliNLL())(output.bfloat16(), target, half))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ELBOLoss(BernoulliNLL())(*batch).loss.dtype == torch.float32
+
+
+def test_repr_shows_every_option():
+    text = repr(ELBOLoss(GaussianNLL(), weight=2.0))
+    assert all(part in text for part in ("weight=2.0", "reduction='batchmean'", "GaussianNLL", "ExactKLLoss"))
+
+
+def test_saving_and_continuing_equals_never_stopping():
+    def run(stop_at=None):
+        torch.manual_seed(0)
+        data = torch.rand(32, 6)
+        model = nn.Linear(6, 4), nn.Linear(2, 6)
+        elbo = ELBOLoss(BernoulliNLL(), weight=LinearWarmup(steps=10))
+        modules = nn.ModuleList([*model, elbo])
+        optimizer = torch.optim.Adam(modules.parameters(), lr=0.01)
+        attach(elbo, optimizer)
+        losses = []
+        for step in range(8):
+            if step == stop_at:
+                state, optimizer_state = copy.deepcopy((modules.state_dict(), optimizer.state_dict()))
+                for parameter in modules.parameters():
+                    nn.init.zeros_(parameter)
+                elbo.weight.steps_taken.zero_()
+                modules.load_state_dict(state)
+                optimizer.load_state_dict(optimizer_state)
+            torch.manual_seed(step)
+            posterior = DiagonalNormal(*modules[0](data).chunk(2, 1))
+            terms = elbo(modules[1](posterior.rsample()), data, posterior)
+            optimizer.zero_grad()
+            terms.loss.backward()
+            optimizer.step()
+            losses.append(terms.loss.item())
+        return losses
+
+    assert run() == run(stop_at=4)

@@ -1,0 +1,133 @@
+import itertools
+import random
+
+import mpmath
+import pytest
+import torch
+
+from kldiv.functional import kl_normal
+
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def true_kl_normal(mean_p, log_var_p, mean_q=0, log_var_q=0):
+    with mpmath.workdps(50):
+        mean_p, log_var_p, mean_q, log_var_q = (mpmath.mpf(float(v)) for v in (mean_p, log_var_p, mean_q, log_var_q))
+        u = log_var_p - log_var_q
+        return (mpmath.exp(u) - 1 - u + (mean_p - mean_q) ** 2 * mpmath.exp(-log_var_q)) / 2
+
+
+def assert_right(parameters, dtype):
+    tensors = [torch.tensor(value, dtype=dtype) for value in parameters]
+    value = kl_normal(*tensors).item()
+    truth = true_kl_normal(*tensors)
+    if truth > torch.finfo(dtype).tiny:  # below it the dtype itself has no six digits
+        assert abs(value - truth) <= TOLERANCE[dtype] * truth, (parameters, value, truth)
+    assert value >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_against_fifty_digits_on_a_grid_of_magnitudes(dtype):
+    magnitudes = [sign * 10.0**power for sign in (1, -1) for power in (-8, -4, -1, 0, 1)]
+    for mean, log_var in itertools.product(magnitudes, magnitudes):
+        assert_right((mean, log_var), dtype)
+        for prior in itertools.product((-10.0, 1e-8, 0.3), (10.0, -10.0, -1e-8)):
+            assert_right((mean, log_var, *prior), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-4, 1e-6])
+def test_against_fifty_digits_however_close_the_two_are(dtype, distance):
+    draw = random.Random(0)
+    for _ in range(300):
+        prior = [draw.choice([-1, 1]) * 10 ** draw.uniform(-8, 1) for _ in range(2)]
+        assert_right((*(value * (1 + distance * draw.uniform(-1, 1)) for value in prior), *prior), dtype)
+
+
+def test_the_copied_formula_fails_where_this_one_does_not():
+    mean, log_var = torch.tensor(1e-4), torch.tensor(0.0)
+    assert (-0.5 * (1 + log_var - mean**2 - log_var.exp())).item() != pytest.approx(5e-9, rel=0.1)
+    assert kl_normal(mean, log_var).item() == pytest.approx(5e-9, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "truth"),
+    [
+        ((1e-30, -100.0, 0.0, -100.0), 1.3440585e-17),  # exp(100) alone overflows
+        ((1e-30, -100.0), 49.5),
+        ((0.0, 0.0, 0.0, -1e6), float("inf")),
+        ((0.0, -1e6, 0.0, -1e6), 0.0),
+        ((1e-20, 0.0, 0.0, -1e6), float("inf")),
+        ((0.0, 100.0, 0.0, 0.0), float("inf")),
+        ((0.0, 3e38, 0.0, -3e38), float("inf")),
+        ((0.0, float("-inf"), 0.0, 0.0), float("inf")),
+    ],
+)
+def test_at_the_edge_of_the_range(parameters, truth):
+    assert kl_normal(*map(torch.tensor, parameters)).item() == pytest.approx(truth, rel=1e-6)
+
+
+def test_gradients_are_finite_where_the_truth_is():
+    parameters = [torch.tensor(v, requires_grad=True) for v in (1e-30, -100.0, 0.0, -100.0)]
+    gradients = torch.autograd.grad(kl_normal(*parameters), parameters)
+    assert all(gradient.isfinite() for gradient in gradients)
+    assert gradients[0].item() == pytest.approx(1e-30 * 2.6881171e43, rel=1e-5)
+
+
+def test_gradcheck_first_and_second_order():
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(4)]
+    assert torch.autograd.gradcheck(kl_normal, parameters)
+    assert torch.autograd.gradgradcheck(kl_normal, parameters)
+
+
+@pytest.mark.parametrize("log_var", [1e-6, -1e-3, 0.49, -0.51, 3.0])
+def test_gradient_against_fifty_digits(log_var):
+    parameter = torch.tensor(log_var, requires_grad=True)
+    kl_normal(torch.tensor(0.0), parameter).backward()
+    truth = float(mpmath.expm1(mpmath.mpf(parameter.item())) / 2)
+    assert parameter.grad.item() == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_computes_in_float32(dtype):
+    mean, log_var = torch.tensor([0.5, 300.0], dtype=dtype), torch.tensor([12.0, -3.0], dtype=dtype)
+    value = kl_normal(mean, log_var)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, kl_normal(mean.float(), log_var.float()), rtol=0, atol=0)
+
+
+def test_autocast_computes_in_float32():
+    mean, log_var = torch.randn(4, 3), torch.randn(4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = kl_normal(mean, log_var, torch.randn(3), torch.randn(3))
+    assert value.dtype == torch.float32
+
+
+def test_priors_may_be_numbers_and_broadcast():
+    mean, log_var = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    by_number = kl_normal(mean, log_var, 0.1, -0.3)
+    by_tensor = kl_normal(mean, log_var, torch.full((3,), 0.1).double() * 0 + 0.1, torch.full((4, 1), -0.3).double())
+    assert by_number.shape == (4, 3)
+    torch.testing.assert_close(by_number, by_tensor, rtol=1e-7, atol=0)
+
+
+def test_shapes_that_do_not_broadcast_raise_with_all_of_them():
+    with pytest.raises(ValueError, match=r"mean_p \(4, 3\), log_var_p \(4, 3\), mean_q \(2,\)"):
+        kl_normal(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(2))
+
+
+def test_compiled_equals_eager():
+    pytest.importorskip("torch._inductor")
+    parameters = [torch.randn(64) * 10 ** (-8 * torch.rand(64)) for _ in range(4)]
+    compiled = torch.compile(kl_normal, fullgraph=True)
+    torch.testing.assert_close(compiled(*parameters), kl_normal(*parameters), rtol=5e-7, atol=0)
+    torch.testing.assert_close(compiled(*parameters[:2]), kl_normal(*parameters[:2]), rtol=5e-7, atol=0)
+
+
+def test_function_transforms():
+    parameters = tuple(torch.randn(5) for _ in range(4))
+    torch.testing.assert_close(torch.func.vmap(kl_normal)(*parameters), kl_normal(*parameters))
+    _, tangent = torch.func.jvp(kl_normal, parameters, tuple(torch.ones(5) for _ in range(4)))
+    gradients = torch.func.grad(lambda *p: kl_normal(*p).sum(), argnums=(0, 1, 2, 3))(*parameters)
+    torch.testing.assert_close(tangent, sum(gradients), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,108 @@
+import mpmath
+import pytest
+import torch
+from torch.nn import functional
+
+from kldiv import BernoulliNLL, GaussianNLL
+
+
+class TestBernoulliNLL:
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+    def test_against_fifty_digits(self, dtype, tolerance):
+        logits = torch.tensor([0.0, 1e-8, 0.5, 3.0, 20.0, 36.0, 80.0], dtype=dtype)
+        for logit in torch.cat([logits, -logits]):
+            for target in (0.0, 1.0, 0.3):
+                value = BernoulliNLL("sum")(logit[None], torch.tensor([target], dtype=dtype)).item()
+                with mpmath.workdps(80):
+                    t, x = mpmath.mpf(torch.tensor(target, dtype=dtype).item()), mpmath.mpf(logit.item())
+                    truth = t * mpmath.log1p(mpmath.exp(-x)) + (1 - t) * mpmath.log1p(mpmath.exp(x))
+                assert abs(value - truth) <= tolerance * truth, (logit, target)
+
+    @pytest.mark.parametrize("target", [0.0, 0.25, 1.0])
+    def test_gradient_is_sigmoid_minus_target_everywhere(self, target):
+        logits = torch.tensor([[-100.0, -1.0, 0.0, 1.0, 100.0]], dtype=torch.float64, requires_grad=True)
+        BernoulliNLL("sum")(logits, torch.full_like(logits, target)).backward()
+        torch.testing.assert_close(logits.grad, torch.sigmoid(logits.detach()) - target)
+
+    def test_sums_over_everything_but_the_example(self):
+        logits, target = torch.randn(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+        elements = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        torch.testing.assert_close(BernoulliNLL("none")(logits, target), elements.sum((1, 2, 3)))
+        torch.testing.assert_close(BernoulliNLL()(logits, target), elements.sum() / 4)
+
+    def test_is_normalised(self):
+        logits = torch.randn(50, 1)
+        mass = sum(torch.exp(-BernoulliNLL("none")(logits, torch.full_like(logits, t))) for t in (0.0, 1.0))
+        torch.testing.assert_close(mass, torch.ones(50))
+
+    def test_half_precision_computes_in_float32(self):
+        logits = torch.full((2, 100_000), 2.0).half()
+        value = BernoulliNLL()(logits, torch.zeros_like(logits))
+        assert value.dtype == torch.float32
+        assert value.isfinite()
+
+    def test_unequal_shapes_raise_with_both(self):
+        with pytest.raises(ValueError, match=r"output \(4, 64\) and target \(4, 1, 8, 8\)"):
+            BernoulliNLL()(torch.zeros(4, 64), torch.zeros(4, 1, 8, 8))
+        with pytest.raises(TypeError, match="one tensor"):
+            BernoulliNLL()((torch.zeros(4, 64),), torch.zeros(4, 64))
+        with pytest.raises(ValueError, match="no dimensions"):
+            BernoulliNLL()(torch.zeros(()), torch.zeros(()))
+
+
+class TestGaussianNLL:
+    def test_against_torch_distributions(self):
+        mean, log_var, target = (torch.randn(4, 3, dtype=torch.float64) for _ in range(3))
+        normal = torch.distributions.Normal
+        torch.testing.assert_close(
+            GaussianNLL(0.5, reduction="none")(mean, target),
+            -normal(mean, torch.tensor(0.25).double().exp()).log_prob(target).sum(1),
+        )
+        torch.testing.assert_close(
+            GaussianNLL(reduction="none")((mean, log_var), target),
+            -normal(mean, torch.exp(0.5 * log_var)).log_prob(target).sum(1),
+        )
+
+    def test_the_learned_variance_goes_to_the_optimal_one(self):
+        torch.manual_seed(0)
+        term, target = GaussianNLL(learned=True), 3 * torch.randn(500, 4)
+        optimizer = torch.optim.Adam(term.parameters(), lr=0.1)
+        for _ in range(200):
+            optimizer.zero_grad()
+            term(torch.zeros_like(target), target).backward()
+            optimizer.step()
+        assert term.log_var.item() == pytest.approx(target.square().mean().log().item(), abs=1e-3)
+        assert "log_var" in term.state_dict()
+
+    def test_is_normalised(self):
+        grid = torch.linspace(-30, 30, 20001, dtype=torch.float64)[:, None]
+        density = torch.exp(-GaussianNLL(1.0, reduction="none")(torch.zeros_like(grid), grid))
+        assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1.0, abs=1e-10)
+
+    def test_extreme_log_variances_keep_their_quotient(self):
+        value = GaussianNLL()((torch.zeros(1, 1), torch.full((1, 1), -100.0)), torch.full((1, 1), 1e-30))
+        assert value.item() == pytest.approx(0.5 * (1.8378771 - 100), rel=1e-6)
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="not finite"):
+            GaussianNLL(float("inf"))
+        with pytest.raises(ValueError, match="sequence of 3"):
+            GaussianNLL()([torch.zeros(2, 2)] * 3, torch.zeros(2, 2))
+
+    def test_repr_shows_every_option(self):
+        assert repr(GaussianNLL(learned=True)) == "GaussianNLL(log_var=0, learned=True, reduction='batchmean')"
+
+
+@pytest.mark.parametrize("term", [BernoulliNLL("none"), GaussianNLL(reduction="none")])
+def test_missing_elements_count_nothing_though_they_are_nan(term):
+    output = torch.randn(4, 3, requires_grad=True)
+    target = torch.rand(4, 3)
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    full = torch.stack([term(output[:, [i]], target[:, [i]]) for i in range(3)], 1)
+    broken = target.masked_fill(mask == 0, torch.nan)
+    value = term(output, broken, mask=mask)
+    torch.testing.assert_close(value, (full * mask).sum(1))
+    value.sum().backward()
+    assert output.grad.isfinite().all()
+    with pytest.raises(ValueError, match=r"mask \(2, 4, 3\)"):
+        term(output, target, mask=torch.ones(2, 4, 3))

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from kldiv import BernoulliNLL, ELBOLoss, LinearWarmup, attach
+
+
+def test_linear_from_start_to_end_and_no_further():
+    warmup = LinearWarmup(steps=4, start=0.2, end=1.0)
+    values = []
+    for _ in range(6):
+        values.append(warmup().item())
+        warmup.step()
+    assert values == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_a_fraction_needs_a_total():
+    warmup = LinearWarmup(fraction=0.5)
+    with pytest.raises(RuntimeError, match=r"total_steps=\.\.\."):
+        warmup()
+    attach(nn.ModuleList([warmup]), torch.optim.SGD([nn.Parameter(torch.zeros(1))]), total_steps=8)
+    for _ in range(2):
+        warmup.step()
+    assert warmup().item() == 0.5
+
+
+def test_state_is_saved_with_the_total():
+    saved, loaded = LinearWarmup(fraction=0.5), LinearWarmup(fraction=0.5)
+    saved.total_steps = 8
+    saved.step()
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded().item() == saved().item() == 0.25
+    assert all(isinstance(value, torch.Tensor) for value in saved.state_dict().values())
+
+
+def test_counts_optimiser_steps_and_not_batches_or_validation():
+    model = nn.Linear(2, 2)
+    elbo = ELBOLoss(BernoulliNLL(), weight=LinearWarmup(steps=10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(elbo, optimizer)
+    for batch in range(6):
+        model(torch.randn(3, 2)).sum().backward()
+        with torch.no_grad():
+            elbo.eval()
+            elbo.weight()
+        if batch % 2:  # gradients accumulated over two batches
+            optimizer.step()
+    assert elbo.weight.steps_taken.item() == 3
+    handle.remove()
+    optimizer.step()
+    assert elbo.weight.steps_taken.item() == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "either steps or fraction"),
+        ({"steps": 3, "fraction": 0.1}, "either steps or fraction"),
+        ({"steps": 0}, "steps=0"),
+        ({"fraction": 1.5}, "fraction=1.5"),
+    ],
+)
+def test_bad_options(options, says):
+    with pytest.raises(ValueError, match=says):
+        LinearWarmup(**options)
+
+
+def test_bad_total():
+    with pytest.raises(ValueError, match="total_steps=0"):
+        attach(LinearWarmup(fraction=0.1), torch.optim.SGD([nn.Parameter(torch.zeros(1))]), total_steps=0)
+
+
+def test_repr_shows_every_option():
+    assert repr(LinearWarmup(steps=3)) == "LinearWarmup(steps=3, start=0.0, end=1.0)"
+    assert repr(LinearWarmup(fraction=0.25)) == "LinearWarmup(fraction=0.25, start=0.0, end=1.0)"
