@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kldiv.functional import check_broadcast
 from kldiv.reduction import check_reduction, reduce, sum_latent
@@ -75,8 +76,7 @@ class NegativeLogLikelihood(nn.Module):
 class BernoulliNLL(NegativeLogLikelihood):
     r"""-ln Bernoulli(target | sigmoid(output)) of logits, in nats, summed over everything but the example.
 
-    .. math:: -t \ln\sigma(l) - (1-t) \ln\sigma(-l)
-              = |l| \left[t\,1_{l<0} + (1-t)\,1_{l\ge0}\right] + \ln(1 + e^{-|l|})
+    .. math:: -\left[t \ln\sigma(l) + (1-t) \ln\sigma(-l)\right]
 
     The output is the logits, not probabilities: no sigmoid at the decoder's end. A density for targets 0 and 1; for
     grey values between them it is the cross-entropy that VAEs on MNIST are compared by, no log-likelihood of the data.
@@ -92,10 +92,8 @@ class BernoulliNLL(NegativeLogLikelihood):
 
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         (logits,) = parameters
-        negative = logits < 0
-        # not abs(): its derivative at 0 is 0, and that of the loss there is 1/2 - target
-        magnitude = torch.where(negative, -logits, logits)
-        return magnitude * torch.where(negative, target, 1 - target) + torch.log1p(torch.exp(-magnitude))
+        # torch's binary_cross_entropy_with_logits is (1 - t) l - ln sigmoid(l), which cancels for l << 0
+        return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
 
 
 class GaussianNLL(NegativeLogLikelihood):

@@ -1,0 +1,155 @@
+"""The pictures of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from examples.vae.model import VAE
+from examples.vae.recording import read_metrics
+
+OURS, LIGHT = "#1f5fa8", "#f0b27a"
+
+
+@torch.no_grad()
+def draw_figures(model: VAE, images: Tensor, kl_per_dimension: Tensor, metrics: Path, folder: Path) -> dict[str, Path]:
+    """Draws everything into the folder.
+
+    Args:
+        model: trained, on the device of the images.
+        images: (N, C, H, W), of the test set.
+        kl_per_dimension: (latent_dim,), means over the test set.
+        metrics: the run's ``metrics.csv``.
+        folder: for the files; it is made where it is missing.
+    Returns: caption to file, in the order of a report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model._seed_noise("figures")
+    drawings = {
+        "Test images and, below each, its reconstruction: the decoder's mean at the posterior's mean": (
+            "reconstructions",
+            _reconstructions(model, images[:20]),
+        ),
+        "Samples from the prior: the decoder's mean": ("samples", _samples(model, images)),
+        "A latent traversal: one dimension at a time goes from -3 to 3, the others stay at an image's posterior mean": (
+            "traversal",
+            _traversal(model, images, kl_per_dimension),
+        ),
+        "Training curves": ("curves", _curves(metrics)),
+        "KL of each latent dimension, mean over the test set": ("kl_per_dimension", _kl_bars(kl_per_dimension)),
+    }
+    files = {}
+    for caption, (name, figure) in drawings.items():
+        files[caption] = folder / f"{name}.png"
+        figure.savefig(files[caption], dpi=150, bbox_inches="tight")
+    return files
+
+
+def decoded_mean(model: VAE, sample: Tensor) -> Tensor:
+    """The mean image for z, in [0, 1]: the logits' sigmoid, or the output itself where the likelihood is Gaussian."""
+    from kldiv import BernoulliNLL
+
+    output = model.decoder(sample)
+    output = output if isinstance(output, Tensor) else output[0]
+    return output.sigmoid() if isinstance(model.elbo.reconstruction, BernoulliNLL) else output.clamp(0, 1)
+
+
+def _reconstructions(model: VAE, images: Tensor) -> Figure:
+    means = decoded_mean(model, model.encoder(images).mean)
+    figure = Figure(figsize=(8, 3.6))
+    half = len(images) // 2
+    for axes, chosen in zip(figure.subplots(2, 1), (slice(0, half), slice(half, 2 * half)), strict=True):
+        _show(axes, torch.stack([images[chosen], means[chosen]]))
+        _rows(axes, ["original", "reconstruction"])
+    return figure
+
+
+def _samples(model: VAE, images: Tensor) -> Figure:
+    prior = model.prior(model.encoder(images[:1]))
+    means = decoded_mean(model, prior.sample((50,)))
+    figure = Figure(figsize=(8, 4.1))
+    _show(figure.subplots(), means.unflatten(0, (5, 10)))
+    return figure
+
+
+def _traversal(model: VAE, images: Tensor, kl_per_dimension: Tensor) -> Figure:
+    dims = kl_per_dimension.argsort(descending=True)[:8].tolist()
+    values = torch.linspace(-3, 3, 11, device=images.device)
+    centre = model.encoder(images[:1]).mean[0]
+    sample = centre.expand(len(dims), len(values), -1).clone()
+    for row, dim in enumerate(dims):
+        sample[row, :, dim] = values
+    figure = Figure(figsize=(8, 0.72 * len(dims)))
+    axes = figure.subplots()
+    side = _show(axes, decoded_mean(model, sample))
+    _rows(axes, [f"$z_{{{dim + 1}}}$" for dim in dims])
+    axes.set_xticks([side * (column + 0.5) for column in range(len(values))], [f"{v:.1f}" for v in values.tolist()])
+    axes.set_xlabel("value of the latent dimension", labelpad=4)
+    return figure
+
+
+def _curves(metrics: Path) -> Figure:
+    _, rows = read_metrics(metrics)
+    figure = Figure(figsize=(9, 2.8))
+    titles = {"negative_elbo": "negative ELBO", "reconstruction": "reconstruction", "kl": "KL"}
+    for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for split, colour, width in (("train", LIGHT, 0.8), ("val", OURS, 1.8)):
+            points = [
+                (int(row["step"]) + 1, float(row[f"{split}/{name}"])) for row in rows if row.get(f"{split}/{name}")
+            ]
+            label = {"train": "training batch", "val": "validation"}[split]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), colour, lw=width, label=label, alpha=0.6 if split == "train" else 1
+                )
+        after = sorted(
+            float(row[f"{s}/{name}"])
+            for row in rows[len(rows) // 20 :]
+            for s in ("train", "val")
+            if row.get(f"{s}/{name}")
+        )
+        if after:  # the first steps would flatten everything that follows
+            margin = 0.08 * (after[-1] - after[0]) + 1e-9
+            axes.set_ylim(after[0] - margin, after[int(0.995 * (len(after) - 1))] + margin)
+        axes.set(title=title, xlabel="optimiser steps")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("nats per example")
+    figure.axes[0].legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _kl_bars(kl_per_dimension: Tensor) -> Figure:
+    order = kl_per_dimension.argsort(descending=True).tolist()
+    figure = Figure(figsize=(min(9, max(5, 0.32 * len(order))), 2.8))
+    axes = figure.subplots()
+    axes.bar(range(len(order)), kl_per_dimension[order].tolist(), color=OURS)
+    axes.set_xticks(range(len(order)), [str(dim + 1) for dim in order], fontsize=8 if len(order) <= 30 else 4)
+    axes.set(xlabel="latent dimension, sorted", ylabel="nats")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _show(axes: object, grid: Tensor, gap: int = 1) -> int:
+    """Shows images (rows, columns, C, H, W) and gives the side of a cell in pixels."""
+    rows, columns, channels, height, width = grid.shape
+    canvas = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    shown = grid.cpu() if channels == 3 else 1 - grid.cpu()  # grey: dark strokes on white paper
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            canvas[:, top : top + height, left : left + width] = shown[row, column]
+    picture = canvas.permute(1, 2, 0) if channels == 3 else canvas[0]
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8)
+    return width + gap
+
+
+def _rows(axes: object, labels: Sequence[str]) -> None:
+    height = axes.images[0].get_array().shape[0] / len(labels)
+    axes.set_yticks([height * (row + 0.5) for row in range(len(labels))], labels)

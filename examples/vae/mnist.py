@@ -1,0 +1,93 @@
+"""MNIST from a folder, or from the network into it."""
+
+import contextlib
+import gzip
+import io
+import math
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from examples.vae import InputError
+
+PARTS = {"train": "train", "test": "t10k"}
+
+
+def load_mnist(root: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The images (N, 1, H, W) in bytes and labels (N,) of ``"train"`` and ``"test"``.
+
+    Files in ``root/MNIST/raw`` are read as they are, unpacked or ``.gz``; if there are none torchvision downloads them.
+    Raises: InputError: missing, truncated or foreign files, or a download that fails; the message names them.
+    """
+    raw = Path(root).expanduser() / "MNIST" / "raw"
+    names = [f"{part}-{kind}" for part in PARTS.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    missing = [name for name in names if _file(raw, name) is None]
+    if len(missing) == len(names):
+        if any(_file(raw.parent.parent, name) for name in names):
+            raise InputError(
+                f"{raw.parent.parent} holds MNIST's files, and they are looked for in {raw}: move them there"
+            )
+        _download(raw.parent)
+    elif missing:
+        raise InputError(f"{raw} is no complete MNIST: {', '.join(missing)} (or .gz) missing")
+    splits = {}
+    for split, part in PARTS.items():
+        images, labels = read_idx(raw, f"{part}-images-idx3-ubyte", 3), read_idx(raw, f"{part}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise InputError(f"{raw}: {part} has {len(images)} images and {len(labels)} labels")
+        splits[split] = images[:, None], labels.long()
+    return splits
+
+
+def read_idx(folder: Path, name: str, dims: int) -> Tensor:
+    """The bytes of an IDX file with that many dimensions.
+
+    Raises: InputError: a file that is not of this format, or not of the length that its header says.
+    """
+    path = _file(folder, name)
+    if path is None:
+        raise InputError(f"{folder / name} does not exist")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    header = 4 + 4 * dims
+    if len(content) < header or content[:4] != bytes([0, 0, 8, dims]):
+        raise InputError(f"{path} is no IDX file of bytes with {dims} dimensions: it starts with {content[:4].hex()!r}")
+    shape = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
+    if len(content) - header != math.prod(shape):
+        expected = math.prod(shape)
+        raise InputError(f"{path} is damaged: {len(content) - header} bytes of data where {shape} needs {expected}")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).reshape(shape)
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _download(target: Path) -> None:
+    # into a folder beside the target, so that a broken download leaves nothing that looks like MNIST
+    from torchvision.datasets import MNIST
+
+    servers = " or ".join(sorted({urlsplit(url).netloc for url in MNIST.mirrors}))
+    root, made = target.parent, not target.parent.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as folder:
+            with contextlib.redirect_stdout(io.StringIO()):
+                MNIST(folder, download=True)
+            if not target.exists():
+                shutil.move(Path(folder) / "MNIST", target)
+    except Exception as error:  # torchvision raises what the network or the disk gives it
+        if made and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
+        raise InputError(
+            f"MNIST is not in {target / 'raw'}, and downloading it from {servers} into {root} failed: {error}.\n"
+            f"Without a network, put {', '.join(f'{part}-*-ubyte' for part in PARTS.values())} (or .gz) into "
+            f"FOLDER/MNIST/raw and run: make train CONFIG=configs/mnist.yaml DATA=FOLDER"
+        ) from error

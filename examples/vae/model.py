@@ -1,0 +1,132 @@
+"""The model: an encoder that returns a distribution, a decoder, and an ELBO made of terms."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.optim import Adam, Optimizer
+
+import kldiv
+from examples.vae.data import Batch, mixed_seed
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of these sizes with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Encoder(nn.Module):
+    """Images to q(z|x), a diagonal Gaussian.
+
+    Args:
+        input_shape: of an image, (C, H, W).
+        hidden: sizes of the hidden layers.
+        latent_dim: dimensions of z.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hidden: Sequence[int], latent_dim: int) -> None:
+        super().__init__()
+        self.network = mlp([math.prod(input_shape), *hidden, 2 * latent_dim])
+
+    def forward(self, image: Tensor) -> kldiv.DiagonalNormal:
+        mean, log_var = self.network(image.flatten(1)).chunk(2, dim=1)
+        return kldiv.DiagonalNormal(mean, log_var)
+
+
+class Decoder(nn.Module):
+    """z of shape (*samples, latent_dim) to what the likelihood takes, (*samples, C, H, W).
+
+    Args:
+        latent_dim: dimensions of z.
+        hidden: sizes of the hidden layers.
+        output_shape: (C, H, W).
+    """
+
+    def __init__(self, latent_dim: int, hidden: Sequence[int], output_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.output_shape = tuple(output_shape)
+        self.network = mlp([latent_dim, *hidden, math.prod(output_shape)])
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.network(sample).unflatten(-1, self.output_shape)
+
+
+class VAE(LightningModule):
+    """A variational auto-encoder.
+
+    Args:
+        encoder: images to a distribution of z.
+        decoder: z to the output that the likelihood takes.
+        elbo: the loss, whose terms can be swapped in the YAML file.
+        optimizer: makes the optimiser of the parameters.
+    """
+
+    seed = 0
+    """Of the noise: each step draws from its own stream, so that a resumed run draws what it would have drawn."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        elbo: kldiv.ELBOLoss,
+        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=1e-3),
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.elbo = encoder, decoder, elbo
+        self.optimizer = optimizer
+
+    def forward(self, image: Tensor, weight: Tensor | None = None) -> kldiv.ELBOTerms:
+        """The terms of the bound for one sample of q(z|x) each."""
+        posterior = self.encoder(image)
+        sample = posterior.rsample()
+        terms: kldiv.ELBOTerms = self.elbo(self.decoder(sample), image, posterior, sample=sample, sample_weight=weight)
+        return terms
+
+    def prior(self, posterior: Distribution) -> Distribution:
+        """p(z)."""
+        return kldiv.standard_prior(posterior)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._seed_noise("train", self.trainer.current_epoch, batch_idx)
+        terms = self(batch.image, batch.weight)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            logged = terms.detach()
+            self.log_dict({f"train/{name}": value for name, value in logged._asdict().items()})
+            bar = {"elbo": -logged.negative_elbo, "reconstruction": logged.reconstruction, "kl": logged.kl}
+            self.log_dict(bar, prog_bar=True, logger=False)
+        return terms.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluation_step("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluation_step("test", batch, batch_idx)
+
+    def _evaluation_step(self, split: str, batch: Batch, batch_idx: int) -> None:
+        self._seed_noise(split, batch_idx)
+        terms = self(batch.image, batch.weight)
+        metrics = {f"{split}/{name}": getattr(terms, name) for name in ("negative_elbo", "reconstruction", "kl")}
+        self.log_dict(metrics, batch_size=batch.count, sync_dist=True)
+
+    def configure_optimizers(self) -> Optimizer:
+        optimizer = self.optimizer(self.parameters())
+        steps = self.trainer.estimated_stepping_batches
+        kldiv.attach(self.elbo, optimizer, total_steps=int(steps) if math.isfinite(steps) else None)
+        return optimizer
+
+    def _seed_noise(self, *stream: object) -> None:
+        # the generator of one device alone: torch.manual_seed goes through every backend, which takes a hundred times
+        # as long
+        seed = mixed_seed(self.seed, *stream, self.global_rank)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)

@@ -1,0 +1,200 @@
+"""Trains the VAE: python -m examples.vae.train fit --config configs/digits.yaml"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from examples.vae import InputError
+from examples.vae.data import InMemoryImages
+from examples.vae.model import VAE
+from examples.vae.recording import EpochClock, MetricsCSV
+from examples.vae.report import table, write_report
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI that gives every run a folder, and ends it with a report."""
+
+    datamodule: InMemoryImages
+    model: VAE
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--runs", default="runs", help="Folder of the runs' folders.")
+        parser.add_argument(
+            "--importance_samples", type=PositiveInt, default=100, help="Samples a test image for the log-likelihood."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        self.checkpoint: dict[str, Any] | None = None
+        path = self.config.get(str(self.config.get("subcommand")), {}).get("ckpt_path")
+        if path is not None:
+            self.checkpoint = read_checkpoint(Path(path))
+
+    def after_instantiate_classes(self) -> None:
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        self.model.seed = self.datamodule.seed = self.seed
+
+    def before_fit(self) -> None:
+        # whatever can be wrong with what was given is found before anything is written
+        self.datamodule.setup("fit")
+        self._check_model()
+        if self.trainer.fast_dev_run:
+            return
+        self.run = self._run_folder()
+        metrics = MetricsCSV(self.run / "metrics.csv")
+        steps = 0 if self.checkpoint is None else self.checkpoint["global_step"]
+        metrics.rewind(steps)
+        boards = TensorBoardLogger(self.run, name="tensorboard", version="", purge_step=steps)
+        self.trainer.loggers = [metrics, boards]
+        for callback in self.trainer.checkpoint_callbacks:
+            callback.dirpath = str(self.run / "checkpoints")
+
+    def after_fit(self) -> None:
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+            return
+        best = next(c for c in self.trainer.checkpoint_callbacks if c.monitor)
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["state_dict"])
+        device = self.trainer.strategy.root_device
+        clock = next(c for c in self.trainer.callbacks if isinstance(c, EpochClock))
+        facts = {
+            "epochs": self.trainer.current_epoch,
+            "best_epoch": state["epoch"] + 1,
+            "seconds_per_epoch": sum(clock.seconds) / max(len(clock.seconds), 1),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "seed": self.seed,
+        }
+        images = self.datamodule.splits["test"][0].to(device)
+        summary = write_report(self.model.to(device), images, self.run, self._option("importance_samples"), facts)
+        print(f"\n{table(summary)}\n\n{self.run / 'report.html'}")
+
+    def _check_model(self) -> None:
+        if self.checkpoint is not None:
+            ours, theirs = self.model.state_dict(), self.checkpoint["state_dict"]
+            for name in sorted(set(ours) | set(theirs)):
+                shapes = [tuple(state[name].shape) if name in state else "missing" for state in (ours, theirs)]
+                if shapes[0] != shapes[1]:
+                    raise InputError(
+                        f"the checkpoint is of another model: {name} is {shapes[0]} in the configuration and "
+                        f"{shapes[1]} in {self._option('ckpt_path')}"
+                    )
+        try:
+            with torch.no_grad():
+                self.model(self.datamodule.splits["train"][0][:2])
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            shape = tuple(self.datamodule.splits["train"][0].shape[1:])
+            raise InputError(f"the model cannot take images of shape {shape}: {error}") from error
+
+    def _run_folder(self) -> Path:
+        path = self._option("ckpt_path")
+        if path is not None and Path(path).resolve().parent.name == "checkpoints":
+            run = Path(path).parent.parent
+        else:
+            run = new_run_folder(Path(self._option("runs")), self._name())
+        if rank_zero_only.rank == 0:
+            config = self.config[self.subcommand].clone()
+            config.pop("config", None)
+            config["ckpt_path"] = None
+            parser = self._parser(self.subcommand)
+            parser.save(config, run / "config.yaml", overwrite=True, multifile=False, skip_validation=True)
+        return run
+
+    def _name(self) -> str:
+        given = self._option("config") or []
+        path = Path(str(given[-1])) if given else Path("vae")
+        return path.resolve().parent.name if path.name == "config.yaml" else path.stem
+
+    def _option(self, name: str) -> Any:
+        return self.config[self.subcommand].get(name)
+
+
+class Farewell(Callback):
+    """Says how to go on with a run that was stopped."""
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt | SystemExit):
+            last = next((c.last_model_path for c in trainer.checkpoint_callbacks if c.last_model_path), None)
+            print(f"\nStopped. Continue with: --ckpt_path {last}" if last else "\nStopped before the first checkpoint.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of this trainer. Raises: InputError: a file that is missing, damaged or something else."""
+    if not path.is_file():
+        raise InputError(f"the checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile raise a dozen kinds
+        raise InputError(f"the checkpoint {path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "global_step", "optimizer_states"} <= set(checkpoint):
+        raise InputError(f"{path} is no checkpoint of this trainer")
+    return checkpoint
+
+
+def new_run_folder(runs: Path, name: str) -> Path:
+    """``runs/name``, or the first of ``runs/name-2``, ``runs/name-3``, ... that no other run has; made on rank 0."""
+    if rank_zero_only.rank != 0:
+        return runs / name  # nothing is written by other processes
+    number = 1
+    while True:
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def make_cli(args: Sequence[str] | None = None, *, run: bool = True) -> TrainCLI:
+    """The command line, run at once or (``run=False``) only instantiated: trainer, model and data."""
+    return TrainCLI(
+        VAE,
+        InMemoryImages,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults={
+            "accelerator": "auto",
+            "devices": 1,
+            "num_sanity_val_steps": 0,
+            "logger": False,
+            "callbacks": [
+                TQDMProgressBar(refresh_rate=20),
+                EpochClock(),
+                Farewell(),
+                ModelCheckpoint(
+                    filename="best",
+                    monitor="val/negative_elbo",
+                    save_last=True,
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                ),
+            ],
+        },
+        args=None if args is None else list(args),
+        run=run,
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit status."""
+    try:
+        make_cli(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
