@@ -1,7 +1,6 @@
 import mpmath
 import pytest
 import torch
-from test_functional import true_kl_normal
 from torch.distributions import (
     Distribution,
     Exponential,
@@ -16,6 +15,7 @@ from torch.distributions import (
 import kldiv
 from kldiv import DiagonalNormal, kl_divergence, register_kl
 from kldiv.exact import CLOSED_FORMS
+from tests.test_functional import true_kl_normal
 
 
 @pytest.fixture

@@ -85,7 +85,9 @@ def _traversal(model: VAE, images: Tensor, kl_per_dimension: Tensor) -> Figure:
     axes = figure.subplots()
     side = _show(axes, decoded_mean(model, sample))
     _rows(axes, [f"$z_{{{dim + 1}}}$" for dim in dims])
-    axes.set_xticks([side * (column + 0.5) for column in range(len(values))], [f"{v:.1f}" for v in values.tolist()])
+    axes.set_xticks(
+        [side * (column + 0.5) for column in range(len(values))], [f"{round(v, 1) + 0.0:.1f}" for v in values.tolist()]
+    )
     axes.set_xlabel("value of the latent dimension", labelpad=4)
     return figure
 
@@ -143,7 +145,7 @@ def _show(axes: object, grid: Tensor, gap: int = 1) -> int:
             top, left = row * (height + gap), column * (width + gap)
             canvas[:, top : top + height, left : left + width] = shown[row, column]
     picture = canvas.permute(1, 2, 0) if channels == 3 else canvas[0]
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8)

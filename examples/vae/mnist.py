@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import math
+import re
 import shutil
 import tempfile
 import zlib
@@ -28,11 +29,11 @@ def load_mnist(root: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     names = [f"{part}-{kind}" for part in PARTS.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     missing = [name for name in names if _file(raw, name) is None]
     if len(missing) == len(names):
-        if any(_file(raw.parent.parent, name) for name in names):
-            raise InputError(
-                f"{raw.parent.parent} holds MNIST's files, and they are looked for in {raw}: move them there"
-            )
-        _download(raw.parent)
+        folder = Path(root).expanduser()
+        if any(_file(folder, name) for name in names):
+            whole = folder.resolve().parent.parent if folder.resolve().match("MNIST/raw") else "a folder with MNIST/raw"
+            raise InputError(f"{folder} holds the files of MNIST itself: give {whole} in its place")
+        _download(raw.parent, names)
     elif missing:
         raise InputError(f"{raw} is no complete MNIST: {', '.join(missing)} (or .gz) missing")
     splits = {}
@@ -70,7 +71,7 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _download(target: Path) -> None:
+def _download(target: Path, names: list[str]) -> None:
     # into a folder beside the target, so that a broken download leaves nothing that looks like MNIST
     from torchvision.datasets import MNIST
 
@@ -84,10 +85,11 @@ def _download(target: Path) -> None:
             if not target.exists():
                 shutil.move(Path(folder) / "MNIST", target)
     except Exception as error:  # torchvision raises what the network or the disk gives it
+        reasons = re.findall(r"<urlopen error (?:\[.*?\] )?(.*?)>", str(error)) or [" ".join(str(error).split())]
         if made and root.is_dir() and not any(root.iterdir()):
             root.rmdir()
         raise InputError(
-            f"MNIST is not in {target / 'raw'}, and downloading it from {servers} into {root} failed: {error}.\n"
-            f"Without a network, put {', '.join(f'{part}-*-ubyte' for part in PARTS.values())} (or .gz) into "
-            f"FOLDER/MNIST/raw and run: make train CONFIG=configs/mnist.yaml DATA=FOLDER"
+            f"MNIST is not in {target / 'raw'}, and downloading it from {servers} into {root} failed: {reasons[-1]}.\n"
+            f"Without a network, put {', '.join(names)} (or .gz) into FOLDER/MNIST/raw and run: "
+            "make train CONFIG=configs/mnist.yaml DATA=FOLDER"
         ) from error

@@ -39,7 +39,7 @@ class MetricsCSV(Logger):
         columns, rows = read_metrics(self.path)
         if set(row) <= set(columns):
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns).writerow(row)
+                csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
             return
         head = [name for name in ("step", "epoch") if name in columns or name in row]
         self._write(head + [name for name in dict.fromkeys([*columns, *row]) if name not in head], [*rows, row])
@@ -58,7 +58,7 @@ class MetricsCSV(Logger):
     def _write(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
         new = self.path.with_suffix(".tmp")
         with new.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         os.replace(new, self.path)

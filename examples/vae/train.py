@@ -1,7 +1,10 @@
 """Trains the VAE: python -m examples.vae.train fit --config configs/digits.yaml"""
 
+import logging
 import os
 import sys
+import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,11 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from examples.vae import InputError
 from examples.vae.data import InMemoryImages
@@ -40,6 +44,19 @@ class TrainCLI(LightningCLI):
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self._get(self.config_init, "trainer", default={})
+        given = options.get("callbacks") or []
+        callbacks = [*given] if isinstance(given, list) else [given]
+        callbacks += [EpochClock(), Farewell()]
+        if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
+        if options.get("enable_checkpointing") is not False:
+            at_epoch_end: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+            callbacks.append(ModelCheckpoint(filename="best", monitor="val/negative_elbo", **at_epoch_end))
+            callbacks.append(ModelCheckpoint(filename="last", **at_epoch_end))
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
     def after_instantiate_classes(self) -> None:
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.model.seed = self.datamodule.seed = self.seed
@@ -56,20 +73,27 @@ class TrainCLI(LightningCLI):
         metrics.rewind(steps)
         boards = TensorBoardLogger(self.run, name="tensorboard", version="", purge_step=steps)
         self.trainer.loggers = [metrics, boards]
+        device = self.trainer.strategy.root_device
+        begin = "Training" if self.checkpoint is None else f"Continuing after step {steps}"
+        rank_zero_only(print)(f"{begin} on {device}, into {self.run}", flush=True)
         for callback in self.trainer.checkpoint_callbacks:
-            callback.dirpath = str(self.run / "checkpoints")
+            # resolved: on resume a callback compares it with the one it saved before it trusts its best score
+            callback.dirpath = str((self.run / "checkpoints").resolve())
 
     def after_fit(self) -> None:
         if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
             return
-        best = next(c for c in self.trainer.checkpoint_callbacks if c.monitor)
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["state_dict"])
+        epoch = self.trainer.current_epoch
+        best = next((c.best_model_path for c in self.trainer.checkpoint_callbacks if c.monitor), "")
+        if best:
+            state = torch.load(best, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["state_dict"])
+            epoch = state["epoch"] + 1
         device = self.trainer.strategy.root_device
         clock = next(c for c in self.trainer.callbacks if isinstance(c, EpochClock))
         facts = {
             "epochs": self.trainer.current_epoch,
-            "best_epoch": state["epoch"] + 1,
+            "best_epoch": epoch,
             "seconds_per_epoch": sum(clock.seconds) / max(len(clock.seconds), 1),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "seed": self.seed,
@@ -90,7 +114,11 @@ class TrainCLI(LightningCLI):
                     )
         try:
             with torch.no_grad():
-                self.model(self.datamodule.splits["train"][0][:2])
+                images = self.datamodule.splits["train"][0][:2]
+                posterior = self.model.encoder(images)
+                sample = posterior.rsample()
+                self.model.elbo.reconstruction.per_example(self.model.decoder(sample), images)
+                self.model.elbo.kl.unreduced(posterior, None, sample)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])
             raise InputError(f"the model cannot take images of shape {shape}: {error}") from error
@@ -124,7 +152,7 @@ class Farewell(Callback):
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SystemExit):
-            last = next((c.last_model_path for c in trainer.checkpoint_callbacks if c.last_model_path), None)
+            last = next((c.best_model_path for c in trainer.checkpoint_callbacks if not c.monitor), "")
             print(f"\nStopped. Continue with: --ckpt_path {last}" if last else "\nStopped before the first checkpoint.")
 
 
@@ -135,7 +163,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zipfile raise a dozen kinds
-        raise InputError(f"the checkpoint {path} is damaged: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or none"
+        ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "global_step", "optimizer_states"} <= set(checkpoint):
         raise InputError(f"{path} is no checkpoint of this trainer")
     return checkpoint
@@ -168,29 +198,24 @@ def make_cli(args: Sequence[str] | None = None, *, run: bool = True) -> TrainCLI
             "devices": 1,
             "num_sanity_val_steps": 0,
             "logger": False,
-            "callbacks": [
-                TQDMProgressBar(refresh_rate=20),
-                EpochClock(),
-                Farewell(),
-                ModelCheckpoint(
-                    filename="best",
-                    monitor="val/negative_elbo",
-                    save_last=True,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
-            ],
         },
         args=None if args is None else list(args),
+        parser_kwargs={"exit_on_error": False},
         run=run,
     )
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit status."""
+    # Lightning's hints about devices, loggers and data loaders; what a run is and does is told by ourselves
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
     try:
         make_cli(args)
-    except InputError as error:
+    except ArgumentError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (InputError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
