@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgre
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from examples.vae import InputError
 from examples.vae.data import InMemoryImages
@@ -215,6 +216,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except SIGTERMException:
+        return 128 + signal.SIGTERM  # the shell's convention; Lightning would end with 0
     except (InputError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
