@@ -7,9 +7,12 @@ binary_cross_entropy with a sum, and -0.5 * sum(1 + log_var - mean^2 - exp(log_v
 """
 
 import argparse
+import json
+import platform
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -70,10 +73,20 @@ class Alternate(Callback):
             self.seconds.append(self.plain.to(images.device).train_epoch(images, batches.batch_size))
 
 
+def processor() -> str:
+    """The machine's name for its processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/mnist.yaml")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--json", help="file for the result")
     options, rest = parser.parse_known_args()
     rest = [argument for argument in rest if argument != "--"]
     cli = make_cli(["--config", options.config, "--trainer.max_epochs", str(options.epochs), *rest], run=False)
@@ -89,6 +102,19 @@ def main() -> None:
         cli.trainer.fit(cli.model, cli.datamodule)
     ours, plain = statistics.median(clock.seconds), statistics.median(alternate.seconds)
     test = cli.datamodule.splits["test"][0].flatten(1)
+    if options.json:
+        result = {
+            "seconds_trainer": ours,
+            "seconds_plain_loop": plain,
+            "ratio": ours / plain,
+            "epochs": options.epochs,
+            "config": options.config,
+            "device": str(cli.trainer.strategy.root_device),
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nseconds a training epoch, median of {options.epochs}: trainer {ours:.2f}, plain loop {plain:.2f}")
     print(f"ratio {ours / plain:.2f}")
     print(f"test loss of the plain loop after {options.epochs} epochs: {alternate.plain.test(test.cpu()):.2f}")
