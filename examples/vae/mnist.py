@@ -4,8 +4,9 @@ import contextlib
 import gzip
 import io
 import math
+import os
 import re
-import shutil
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -77,13 +78,15 @@ def _download(target: Path, names: list[str]) -> None:
 
     servers = " or ".join(sorted({urlsplit(url).netloc for url in MNIST.mirrors}))
     root, made = target.parent, not target.parent.exists()
+    print(f"Downloading MNIST into {root}", file=sys.stderr)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".mnist-") as folder:
             with contextlib.redirect_stdout(io.StringIO()):
                 MNIST(folder, download=True)
-            if not target.exists():
-                shutil.move(Path(folder) / "MNIST", target)
+            (target / "raw").mkdir(parents=True, exist_ok=True)
+            for path in (Path(folder) / "MNIST" / "raw").iterdir():
+                os.replace(path, target / "raw" / path.name)
     except Exception as error:  # torchvision raises what the network or the disk gives it
         reasons = re.findall(r"<urlopen error (?:\[.*?\] )?(.*?)>", str(error)) or [" ".join(str(error).split())]
         if made and root.is_dir() and not any(root.iterdir()):

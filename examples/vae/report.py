@@ -47,7 +47,8 @@ def write_report(
     result = evaluate(model, images, importance_samples=importance_samples)
     summary = _summary(result, model, images, importance_samples, facts)
     figures = draw_figures(model, images, result.kl_per_dimension, run / "metrics.csv", run / "figures")
-    _write(run / "report.html", _page(run.name, summary, figures))
+    config = (run / "config.yaml").read_text()
+    _write(run / "report.html", _page(run.name, summary, figures, config))
     _write(run / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -76,16 +77,12 @@ def _summary(
 
 
 def _number(value: Any) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 10
-        else f"{value:.2f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.2g}"
 
 
-def _page(name: str, summary: dict[str, Any], figures: dict[str, Path]) -> str:
+def _page(name: str, summary: dict[str, Any], figures: dict[str, Path], config: str) -> str:
     rows = "\n".join(
         f"<tr><td>{html.escape(label)}</td><td class=number>{html.escape(_number(summary[key]))}</td></tr>"
         for key, label in ROWS.items()
@@ -121,6 +118,10 @@ figcaption {{ color: #555; }}
 </table>
 {note}
 {pictures}
+<details>
+<summary>Configuration</summary>
+<pre>{html.escape(config)}</pre>
+</details>
 </body>
 </html>
 """

@@ -140,7 +140,8 @@ def test_a_download_that_fails_says_what_where_and_what_to_do_and_leaves_nothing
     assert capsys.readouterr().out == ""
 
 
-def test_a_download_is_moved_into_place_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("empty_before", [False, True])
+def test_a_download_is_moved_into_place_whole(tmp_path, monkeypatch, empty_before):
     from torchvision import datasets
 
     class Downloads:
@@ -150,6 +151,8 @@ def test_a_download_is_moved_into_place_whole(tmp_path, monkeypatch):
             assert download
             write_mnist(root)
 
+    if empty_before:  # what torchvision leaves of a download that failed
+        (tmp_path / "data" / "MNIST" / "raw").mkdir(parents=True)
     monkeypatch.setattr(datasets, "MNIST", Downloads)
     assert len(load_mnist(tmp_path / "data")["train"][0]) == 30
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["MNIST"]
