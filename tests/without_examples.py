@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-for name in ("lightning", "torchvision", "torchmetrics", "jsonargparse", "matplotlib", "sklearn", "tensorboard"):
-    sys.modules[name] = None  # type: ignore[assignment]
+PACKAGES = ("lightning", "torchvision", "torchmetrics", "jsonargparse", "matplotlib", "sklearn", "tensorboard")
 
-sys.exit(pytest.main(["--ignore=tests/examples", *sys.argv[1:]]))
+if __name__ == "__main__":
+    sys.modules.update(dict.fromkeys(PACKAGES))  # type: ignore[arg-type]  # None makes an import fail
+    sys.exit(pytest.main(["--ignore=tests/examples", *sys.argv[1:]]))
