@@ -45,7 +45,7 @@ def importance_log_likelihood(log_weights: Tensor, dim: int = 0) -> LogLikelihoo
     value = torch.logsumexp(log_weights, dim) - math.log(samples)
     impossible = value == -torch.inf
     with torch.no_grad():
-        relative = torch.expm1(log_weights - value.masked_fill(impossible, 0).unsqueeze(dim))  # w / mean - 1
+        relative = torch.expm1(log_weights - value.unsqueeze(dim))  # w / mean - 1
         variance = relative.square().sum(dim) / (samples * (samples - 1)) if samples > 1 else torch.inf + 0 * value
         squares = (relative + 1).square().sum(dim)
         size = (samples**2 / squares).masked_fill(impossible, 0)

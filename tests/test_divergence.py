@@ -10,6 +10,7 @@ from torch.distributions import (
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
+    Uniform,
 )
 
 import kldiv
@@ -86,6 +87,14 @@ def test_normals_where_torch_fails(p, q, truth):
     assert kl_divergence(p, q).dtype == torch.float32
 
 
+def test_the_wider_dtype_of_the_two_is_that_of_the_result():
+    narrow, wide = Normal(torch.zeros(2), torch.ones(2)), Normal(torch.zeros(2).double(), torch.ones(2).double())
+    assert kl_divergence(narrow, wide).dtype == kl_divergence(wide, narrow).dtype == torch.float64
+    half = Normal(torch.zeros(2).half(), torch.full((2,), 300.0).half())
+    assert kl_divergence(half, half).dtype == torch.float32
+    assert kl_divergence(half, narrow).isfinite().all()
+
+
 def test_log_variances_are_used_as_they_were_given():
     mean = torch.zeros(1)
     p, q = (DiagonalNormal(mean, torch.tensor([value])) for value in (1e-7, 0.0))
@@ -99,11 +108,16 @@ def test_independents_of_unequal_depth_and_of_torch_pairs():
     expected = torch.distributions.kl_divergence(base, other).sum((-1, -2))
     torch.testing.assert_close(kl_divergence(nested, flat), expected)
     torch.testing.assert_close(kl_divergence(Independent(base, 2), flat), expected)
+    torch.testing.assert_close(
+        kl_divergence(Independent(base, 0), Independent(other, 0)), torch.distributions.kl_divergence(base, other)
+    )
 
 
 def test_torch_closed_forms_are_candidates_and_take_the_broadcast_shape():
     p, q = Gamma(torch.tensor(2.0), 1.0), Gamma(torch.rand(3) + 1, 1.0)
     torch.testing.assert_close(kl_divergence(p, q), torch.distributions.kl_divergence(p.expand((3,)), q))
+    to_bounded = kl_divergence(Normal(torch.tensor(0.0), 1.0), Uniform(torch.zeros(3), torch.ones(3)))
+    assert to_bounded.tolist() == [float("inf")] * 3  # torch's own has the shape of p
     p, q = MultivariateNormal(torch.zeros(2), torch.eye(2)), MultivariateNormal(torch.ones(2), torch.eye(2))
     torch.testing.assert_close(kl_divergence(p, q), torch.tensor(1.0))
 

@@ -113,6 +113,10 @@ def test_weights_and_masks_keep_n_as_the_divisor(batch):
     terms = ELBOLoss(BernoulliNLL())(*batch, latent_mask=latent_mask, target_mask=torch.zeros(4, 1))
     torch.testing.assert_close(terms.kl, kl[:, [0, 2]].sum() / 4)
     assert terms.reconstruction.item() == 0
+    output, target, posterior = batch
+    log_var = posterior.log_var.masked_fill(~latent_mask, torch.inf)  # a KL that is not finite, where it does not count
+    masked = ELBOLoss(BernoulliNLL())(output, target, DiagonalNormal(posterior.mean, log_var), latent_mask=latent_mask)
+    torch.testing.assert_close(masked.kl, terms.kl)
     with pytest.raises(ValueError, match=r"sample_weight \(2,\)"):
         ELBOLoss(BernoulliNLL())(*batch, sample_weight=torch.ones(2))
     with pytest.raises(ValueError, match=r"latent_mask \(5, 4, 3\)"):

@@ -44,6 +44,15 @@ def test_against_fifty_digits_however_close_the_two_are(dtype, distance):
         assert_right((*(value * (1 + distance * draw.uniform(-1, 1)) for value in prior), *prior), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_against_fifty_digits_far_apart(dtype):
+    # exp magnifies a rounding of the difference of log-variances by the difference
+    draw = random.Random(0)
+    for _ in range(1000):
+        assert_right([draw.uniform(-10, 10) for _ in range(4)], dtype)
+        assert_right([0.0, draw.uniform(25, 40), 0.0, draw.uniform(-40, -25)], dtype)
+
+
 def test_the_copied_formula_fails_where_this_one_does_not():
     mean, log_var = torch.tensor(1e-4), torch.tensor(0.0)
     assert (-0.5 * (1 + log_var - mean**2 - log_var.exp())).item() != pytest.approx(5e-9, rel=0.1)
@@ -65,6 +74,11 @@ def test_the_copied_formula_fails_where_this_one_does_not():
 )
 def test_at_the_edge_of_the_range(parameters, truth):
     assert kl_normal(*map(torch.tensor, parameters)).item() == pytest.approx(truth, rel=1e-6)
+
+
+def test_float64_keeps_its_own_range():
+    parameters = [torch.tensor(v, dtype=torch.float64) for v in (1e-200, -1300.0, 0.0, -1300.0)]
+    assert kl_normal(*parameters).item() == pytest.approx(float(true_kl_normal(*parameters)), rel=1e-10)
 
 
 def test_gradients_are_finite_where_the_truth_is():
