@@ -1,5 +1,6 @@
 """Distributions parametrised as networks emit them, and how a distribution falls apart into its dimensions."""
 
+import copy
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.distributions import Categorical, Distribution, Independent, OneHotCa
 from torch.distributions.utils import broadcast_all
 
 from kldiv.functional import check_broadcast
-from kldiv.special import widen
+from kldiv.special import standardise, widen
 
 
 class DiagonalNormal(Distribution):
@@ -88,7 +89,7 @@ class DiagonalNormal(Distribution):
         if self._validate_args and value.numel():  # torch cannot check an empty event
             self._validate_sample(value)
         mean, log_var, value = widen(self._mean, self.log_var, value)
-        distance = (value - mean) * torch.exp(-0.5 * log_var)
+        distance = standardise(value - mean, log_var)
         return self._sum_event(-0.5 * (math.log(2 * math.pi) + log_var + distance * distance))
 
     def entropy(self) -> Tensor:
@@ -114,16 +115,20 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
     >>> standard_prior(DiagonalNormal(torch.ones(8, 2), torch.ones(8, 2))).event_shape
     torch.Size([2])
     """
-    if isinstance(posterior, Categorical | OneHotCategorical):
-        return type(posterior)(logits=posterior.logits.new_zeros(posterior.logits.shape[-1]))
+    base, dims = posterior, 0
+    while isinstance(base, Independent):
+        base, dims = base.base_dist, dims + base.reinterpreted_batch_ndims
+    if isinstance(base, (Categorical, OneHotCategorical)):
+        uniform = type(base)(logits=base.logits.new_zeros(base.logits.shape[-1 - dims :]))
+        return Independent(uniform, dims, validate_args=False) if dims else uniform
     name = type(posterior).__name__
     support = getattr(posterior, "support", None)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is not constraints.real:
         raise ValueError(
-            f"prior=None is the standard normal on the reals or uniform categories, and the support of {name} is "
-            f"{support}. Pass the prior: (posterior, prior={name}(...)) or any distribution on that support"
+            f"prior=None is the standard normal on the reals or uniform categories, and {name} has another support, "
+            f"{type(support).__name__}. Pass the prior: (posterior, prior={name}(...)) or any distribution there"
         )
     if like is None:
         try:
@@ -136,9 +141,20 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
 
 def independent_dims(distribution: Distribution) -> int:
     """How many trailing event dimensions are independent by construction and can be taken off."""
+    if not _is_taken_apart(distribution):
+        return 0
     if isinstance(distribution, Independent):
         return int(distribution.reinterpreted_batch_ndims)
-    return distribution.event_dim if isinstance(distribution, DiagonalNormal) else 0
+    assert isinstance(distribution, DiagonalNormal)
+    return distribution.event_dim
+
+
+def _is_taken_apart(distribution: Distribution) -> bool:
+    # a subclass with a density of its own is not what its parts are
+    kind = type(distribution)
+    return (isinstance(distribution, Independent) and kind.log_prob is Independent.log_prob) or (
+        isinstance(distribution, DiagonalNormal) and kind.log_prob is DiagonalNormal.log_prob
+    )
 
 
 def take_off(distribution: Distribution, dims: int) -> Distribution:
@@ -153,14 +169,18 @@ def take_off(distribution: Distribution, dims: int) -> Distribution:
 
 
 def factorise(distribution: Distribution) -> Distribution | None:
-    """The distribution of each dimension by itself, event shape (); ``None`` where the dimensions are not independent.
+    """The distribution of each variable by itself; ``None`` where an event is more than one independent variable.
+
+    A variable has the event shape (), or that of one one-hot vector.
 
     >>> factorise(DiagonalNormal(torch.zeros(2, 3), torch.zeros(2, 3))).batch_shape
     torch.Size([2, 3])
     """
-    while isinstance(distribution, Independent) or (distribution.event_shape and independent_dims(distribution)):
+    while _is_taken_apart(distribution) and (distribution.event_shape or isinstance(distribution, Independent)):
         distribution = take_off(distribution, independent_dims(distribution))
-    return None if distribution.event_shape else distribution
+    whole = isinstance(distribution, (DiagonalNormal, Independent)) and not _is_taken_apart(distribution)
+    one_variable = not distribution.event_shape or isinstance(distribution, OneHotCategorical)
+    return distribution if one_variable and not whole else None
 
 
 def with_event_dims(distribution: Distribution, dims: int) -> Distribution:
@@ -179,6 +199,25 @@ def with_event_dims(distribution: Distribution, dims: int) -> Distribution:
             f"are not independent: {dims} event dimensions cannot be had of it"
         )
     return take_off(distribution, surplus)
+
+
+def widened(distribution: Distribution) -> Distribution:
+    """The distribution with half-precision parameters in ``float32``; itself where it has none.
+
+    >>> widened(torch.distributions.Normal(torch.zeros(2).half(), 1.0)).loc.dtype
+    torch.float32
+    """
+    wide: dict[str, Any] = {}
+    for name, value in distribution.__dict__.items():
+        if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+            wide[name] = value.float()
+        elif isinstance(value, Distribution) and (inner := widened(value)) is not value:
+            wide[name] = inner
+    if not wide:
+        return distribution
+    new = copy.copy(distribution)
+    new.__dict__.update(wide)
+    return new
 
 
 def sum_rightmost(values: Tensor, dims: int) -> Tensor:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Categorical, Distribution, Independent, Normal
 from torch.distributions import kl as torch_kl
 
-from kldiv.distributions import DiagonalNormal, independent_dims, sum_rightmost, take_off
+from kldiv.distributions import DiagonalNormal, independent_dims, sum_rightmost, take_off, widened
 from kldiv.exact import CLOSED_FORMS, ClosedForm, register_kl
 from kldiv.exact.normal import kl_normal_parameters, log_variance
 from kldiv.functional import check_broadcast, kl_normal
@@ -47,6 +47,11 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     closed_form = find_closed_form(type(p), type(q))
     if closed_form is None:
         raise NotImplementedError(_no_closed_form(p, q))
+    if closed_form.__module__ == torch_kl.__name__:
+        # torch's closed forms compute in the dtype they are given, and some forget to broadcast
+        p, q = (d if d.batch_shape == batch_shape else d.expand(batch_shape) for d in (widened(p), widened(q)))
+        if isinstance(p, Categorical) and isinstance(q, Categorical) and p.logits.shape != q.logits.shape:
+            raise ValueError(f"p has {p.logits.shape[-1]} categories and q {q.logits.shape[-1]}: they must be the same")
     try:
         value = closed_form(p, q)
     except NotImplementedError as error:  # some pairs have a form for some parameters only
@@ -56,22 +61,27 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
 
 def find_closed_form(type_p: type, type_q: type) -> ClosedForm | None:
     """The function of the most specific pair in our registry and torch's; ``None`` where neither has one."""
-    found: ClosedForm | None = None
-    nearest: tuple[int, int] | None = None
-    for registry in (CLOSED_FORMS, torch_kl._KL_REGISTRY):  # ours first: it keeps ties
-        for (left, right), closed_form in registry.items():
-            if issubclass(type_p, left) and issubclass(type_q, right):
-                distance = (type_p.__mro__.index(left), type_q.__mro__.index(right))
-                if nearest is None or distance < nearest:
-                    found, nearest = closed_form, distance
-    return found
+    for left in type_p.__mro__:
+        for right in type_q.__mro__:
+            for registry in (CLOSED_FORMS, torch_kl._KL_REGISTRY):  # ours first: it keeps ties
+                if (left, right) in registry:
+                    closed_form: ClosedForm = registry[left, right]
+                    return closed_form
+    return None
+
+
+def is_registered_by_user(p: Distribution, q: Distribution) -> bool:
+    """Whether the closed form of the pair is neither ours nor torch's: then the two are not to be taken apart."""
+    closed_form = find_closed_form(type(p), type(q))
+    return closed_form is not None and closed_form.__module__.split(".")[0] not in ("kldiv", "torch")
 
 
 def _no_closed_form(p: Distribution, q: Distribution) -> str:
+    types = f"{type(p).__name__}, {type(q).__name__}"
+    estimate = "Estimate it, kldiv.MonteCarloKLLoss(num_samples=64)(p, q), or register" if p.has_rsample else "Register"
     return (
-        f"no closed form of D_KL({type(p).__name__} || {type(q).__name__}) is known. Estimate it, "
-        "kldiv.MonteCarloKLLoss(num_samples=64)(p, q), or register one: @kldiv.register_kl"
-        f"({type(p).__name__}, {type(q).__name__})"
+        f"no closed form of D_KL({type(p).__name__} || {type(q).__name__}) is known. {estimate} one: "
+        f"@kldiv.register_kl({types})"
     )
 
 

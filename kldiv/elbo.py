@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from kldiv.distributions import factorise
 from kldiv.functional import check_broadcast
 from kldiv.losses import ExactKLLoss, GaussianKLLoss
 from kldiv.reduction import check_reduction, reduce, sum_latent
@@ -71,7 +72,7 @@ class ELBOLoss(nn.Module):
     ) -> None:
         super().__init__()
         kl = ExactKLLoss() if kl is None else kl
-        if not hasattr(reconstruction, "per_example"):
+        if not (isinstance(reconstruction, nn.Module) and hasattr(reconstruction, "per_example")):
             raise TypeError(
                 f"reconstruction is a {type(reconstruction).__name__}, which has no per_example(output, target): pass "
                 "a likelihood term such as kldiv.BernoulliNLL()"
@@ -82,11 +83,16 @@ class ELBOLoss(nn.Module):
                 "kldiv.ExactKLLoss() or another kldiv.KLTerm, and call the ELBO with a distribution: "
                 "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
             )
-        if not isinstance(weight, nn.Module) and not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weight={weight} must be finite and not negative")
         self.reconstruction, self.kl, self.transform = reconstruction, kl, transform
         self.weight = weight
         self.reduction = check_reduction(reduction)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and not isinstance(value, nn.Module):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"weight={value} must be finite and not negative")
+            self._modules.pop("weight", None)  # a schedule gives way to a number
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -110,14 +116,15 @@ class ELBOLoss(nn.Module):
                 a sequence.
             sample_weight: (N,), multiplies every term of an example.
             target_mask: broadcasts to the target; elements at 0 or False count nothing.
-            latent_mask: broadcasts to (N, \*latent); latents at 0 or False count nothing; for groups a sequence.
+            latent_mask: broadcasts to (N, \*latent), for pairs that factorise; latents at 0 or False count nothing
+                (their KL must be finite, for the gradient's sake). For groups a sequence.
         Raises:
             TypeError: a posterior that is a tensor. ValueError: shapes that do not fit; the message holds them.
         """
         masked = () if target_mask is None else (target_mask,)
         reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
         raw, shaped = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
-        count = len(posterior) if isinstance(posterior, list | tuple) else 1
+        count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
         groups = {"posterior": posterior, "prior": prior, "sample": sample, "latent_mask": latent_mask}
         for group in zip(*(_groups(value, name, count) for name, value in groups.items()), strict=True):
             values = self._kl_values(*group)
@@ -134,7 +141,11 @@ class ELBOLoss(nn.Module):
                 raise ValueError(
                     f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {len(reconstruction)}"
                 )
-            reconstruction, raw, shaped = (term * sample_weight for term in (reconstruction, raw, shaped))
+            # where, for 0 times what is not finite is to count nothing
+            counts = sample_weight != 0
+            reconstruction, raw, shaped = (
+                torch.where(counts, term * sample_weight, 0.0) for term in (reconstruction, raw, shaped)
+            )
         if isinstance(self.weight, nn.Module):
             weight: Tensor = self.weight()
         else:
@@ -160,6 +171,11 @@ class ELBOLoss(nn.Module):
         values: Tensor = self.kl.unreduced(posterior, prior, sample)
         if mask is None:
             return values
+        if factorise(posterior) is None or (prior is not None and factorise(prior) is None):
+            raise ValueError(
+                f"latent_mask {tuple(mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
+                f"{type(prior).__name__} does not factorise over them. For whole examples write sample_weight="
+            )
         if check_broadcast(kl=values.shape, latent_mask=mask.shape) != values.shape:
             raise ValueError(f"latent_mask {tuple(mask.shape)} must broadcast to the KL's shape {tuple(values.shape)}")
         return values.masked_fill(mask == 0, 0)
@@ -173,7 +189,7 @@ def _groups(value: object, name: str, count: int) -> Sequence[Any]:
     """One entry for each latent group: a sequence as it is, ``None`` for all, anything else for the only one."""
     if value is None:
         return [None] * count
-    groups = value if isinstance(value, list | tuple) else [value]
+    groups = value if isinstance(value, (list, tuple)) else [value]
     if len(groups) != count:
         raise ValueError(f"{name} has {len(groups)} entries and posterior {count}: one for each latent group")
     return groups

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kldiv.special import exact_difference, expm1mx, widen
+from kldiv.special import exact_difference, expm1mx, standardise, widen
 
 
 def kl_normal(
@@ -39,8 +39,9 @@ def kl_normal(
     if "log_var_q" in wide:
         ratio, error = exact_difference(log_var, wide["log_var_q"])
         # one step of Taylor's series; the clamp keeps 0 * inf away where the first term is infinite already
-        spread = expm1mx(ratio) + error * torch.expm1(ratio.clamp(max=80.0))
-        distance = _standardise(mean, wide["log_var_q"])
+        top = 88.72 if ratio.dtype == torch.float32 else 709.7
+        spread = expm1mx(ratio) + error * torch.expm1(ratio.clamp(max=top))
+        distance = standardise(mean, wide["log_var_q"])
     else:
         spread, distance = expm1mx(log_var), mean
     return 0.5 * (spread + distance * distance)
@@ -65,10 +66,3 @@ def check_broadcast(**shapes: torch.Size) -> torch.Size:
                 )
             joint[axis] = shorter[axis] if longer[axis] == 1 else longer[axis]
     return torch.Size(joint)
-
-
-def _standardise(difference: Tensor, log_var: Tensor) -> Tensor:
-    # difference / standard deviation in two halves: neither overflows before the quotient does. Beyond the clamp
-    # any difference but 0 gives inf, and 0 stays 0
-    half = torch.exp((-0.25 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
-    return (difference * half) * half

@@ -42,12 +42,17 @@ def importance_log_likelihood(log_weights: Tensor, dim: int = 0) -> LogLikelihoo
         raise ValueError(f"log_weights of shape {tuple(log_weights.shape)} hold no sample along dim={dim}")
     (log_weights,) = widen(log_weights)
     samples = log_weights.shape[dim]
-    value = torch.logsumexp(log_weights, dim) - math.log(samples)
-    impossible = value == -torch.inf
+    peak = log_weights.detach().amax(dim, keepdim=True)
+    impossible = (peak == -torch.inf).squeeze(dim)
+    # finite in place of all -inf, whose gradient would be NaN
+    value = torch.logsumexp(log_weights.masked_fill(peak == -torch.inf, 0), dim) - math.log(samples)
+    value = value.masked_fill(impossible, -torch.inf)
     with torch.no_grad():
-        relative = torch.expm1(log_weights - value.unsqueeze(dim))  # w / mean - 1
-        variance = relative.square().sum(dim) / (samples * (samples - 1)) if samples > 1 else torch.inf + 0 * value
-        squares = (relative + 1).square().sum(dim)
-        size = (samples**2 / squares).masked_fill(impossible, 0)
-        standard_error = variance.sqrt().masked_fill(impossible, torch.inf)
+        weights = torch.exp(log_weights - peak)  # against the largest: a difference of neighbours is exact
+        mean = weights.mean(dim)
+        variance = (weights - mean.unsqueeze(dim)).square().sum(dim) / (samples * max(samples - 1, 1))
+        standard_error = (variance.sqrt() / mean).masked_fill(impossible, torch.inf)
+        if samples == 1:
+            standard_error = torch.full_like(standard_error, torch.inf)
+        size = (weights.sum(dim).square() / weights.square().sum(dim)).masked_fill(impossible, 0)
     return LogLikelihood(value, standard_error, size)

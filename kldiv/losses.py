@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import factorise, standard_prior, with_event_dims
-from kldiv.divergence import kl_divergence
+from kldiv.distributions import factorise, standard_prior, widened, with_event_dims
+from kldiv.divergence import is_registered_by_user, kl_divergence
 from kldiv.functional import check_broadcast, kl_normal
 from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.special import widen
 
 
 class GaussianKLLoss(nn.Module):
@@ -59,7 +60,7 @@ class GaussianKLLoss(nn.Module):
             )
         values = kl_normal(mean, log_var, prior_mean, prior_log_var)
         if values.shape != mean.shape:
-            shapes = [None if t is None else tuple(t.shape) for t in (prior_mean, prior_log_var)]
+            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in (prior_mean, prior_log_var)]
             raise ValueError(
                 f"prior_mean {shapes[0]} and prior_log_var {shapes[1]} must broadcast to the posterior's shape "
                 f"{tuple(mean.shape)}, and not beyond it"
@@ -88,7 +89,10 @@ class KLTerm(nn.Module):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        r"""Nats as fine as they come: (N, \*latent) where the pair factorises over its dimensions, else (N,)."""
+        r"""Nats as fine as they come: (N, \*latent) where the pair factorises over its dimensions, else (N,).
+
+        A batch of several dependent groups, as that of full-covariance Gaussians (N, G), has (N, G).
+        """
         raise NotImplementedError
 
     def forward(
@@ -141,12 +145,15 @@ class ExactKLLoss(KLTerm):
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
         check_distributions(posterior, prior)
-        posterior, prior = matched(posterior, standard_prior(posterior) if prior is None else prior)
+        prior = standard_prior(posterior) if prior is None else prior
+        check_example_dimension(posterior)
+        if not is_registered_by_user(posterior, prior):
+            posterior, prior = matched(posterior, prior)
         try:
             values = kl_divergence(posterior, prior)
         except NotImplementedError as error:
             raise NotImplementedError(f"{error}. In an ELBO: ELBOLoss(..., kl=kldiv.MonteCarloKLLoss())") from error
-        return sum_latent(values) if posterior.event_shape else values
+        return values
 
 
 class MonteCarloKLLoss(KLTerm):
@@ -198,15 +205,20 @@ class MonteCarloKLLoss(KLTerm):
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
         check_distributions(posterior, prior)
+        check_example_dimension(posterior)
+        # a sample in half precision is another than was meant, and log-densities of it are off by many nats
+        posterior = widened(posterior)
         if sample is None:
             sample = self._draw(posterior)
+        (sample,) = widen(sample)
         shape = posterior.batch_shape + posterior.event_shape
         if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
             raise ValueError(
                 f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
                 f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
             )
-        posterior, prior = matched(posterior, standard_prior(posterior, like=sample) if prior is None else prior)
+        prior = standard_prior(posterior, like=sample) if prior is None else widened(prior)
+        posterior, prior = matched(posterior, prior)
         log_posterior = posterior.log_prob(sample)
         if torch.is_grad_enabled() and log_posterior.requires_grad and not sample.requires_grad:
             raise ValueError(
@@ -216,7 +228,7 @@ class MonteCarloKLLoss(KLTerm):
         values = log_posterior - prior.log_prob(sample)
         if sample_dims := values.ndim - len(posterior.batch_shape):
             values = values.flatten(0, sample_dims - 1).mean(0)
-        return sum_latent(values) if posterior.event_shape else values
+        return values
 
     def _draw(self, posterior: Distribution) -> Tensor:
         if not posterior.has_rsample:
@@ -241,10 +253,19 @@ def check_distributions(posterior: object, prior: object) -> None:
             )
 
 
+def check_example_dimension(posterior: Distribution) -> None:
+    """Raises: ValueError: an empty batch shape, so that no dimension is the example."""
+    if not posterior.batch_shape:
+        raise ValueError(
+            f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "
+            "the batch is the example. Add it to the parameters, mean[None], or write posterior.expand((1,))"
+        )
+
+
 def matched(posterior: Distribution, prior: Distribution) -> tuple[Distribution, Distribution]:
     """The two, taken apart into their dimensions where both factorise and else with one event shape.
 
-    Raises: ValueError: no example dimension; a prior larger than the posterior.
+    Raises: ValueError: a prior larger than the posterior.
     """
     whole_posterior, whole_prior = factorise(posterior), factorise(prior)
     if whole_posterior is not None and whole_prior is not None:
@@ -252,12 +273,10 @@ def matched(posterior: Distribution, prior: Distribution) -> tuple[Distribution,
     elif whole_posterior is not None:
         posterior = with_event_dims(whole_posterior, len(prior.event_shape))
     else:
+        if whole_prior is not None:  # one normal for all dimensions, say
+            shape = check_broadcast(prior=whole_prior.batch_shape, posterior_event=posterior.event_shape)
+            prior = whole_prior.expand(shape)
         prior = with_event_dims(prior, len(posterior.event_shape))
-    if not posterior.batch_shape:
-        raise ValueError(
-            f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "
-            "the batch is the example. Add it to the parameters, mean[None], or write posterior.expand((1,))"
-        )
     of_posterior, of_prior = (d.batch_shape + d.event_shape for d in (posterior, prior))
     if of_posterior != check_broadcast(posterior=of_posterior, prior=of_prior):
         raise ValueError(

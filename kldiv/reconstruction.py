@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from kldiv.functional import check_broadcast
 from kldiv.reduction import check_reduction, reduce, sum_latent
-from kldiv.special import widen
+from kldiv.special import standardise, widen
 
 Output = Tensor | Sequence[Tensor]
 
@@ -67,7 +67,9 @@ class NegativeLogLikelihood(nn.Module):
         if check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
         missing = mask == 0
-        return sum_latent(self.per_element(parameters, target.masked_fill(missing, 0)).masked_fill(missing, 0))
+        # filled before and after: what is missing may be NaN, in value and in gradient
+        filled = tuple(parameter.masked_fill(missing, 0) for parameter in parameters)
+        return sum_latent(self.per_element(filled, target.masked_fill(missing, 0)).masked_fill(missing, 0))
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
@@ -130,7 +132,7 @@ class GaussianNLL(NegativeLogLikelihood):
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         mean, *given = parameters
         _, log_var = widen(mean, given[0] if given else self.log_var)
-        distance = (target - mean) * torch.exp(-0.5 * log_var)
+        distance = standardise(target - mean, log_var)
         return 0.5 * (math.log(2 * math.pi) + log_var + distance * distance)
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """The weight of the KL as a function of the optimiser's step."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,9 @@ class Schedule(nn.Module):
     def forward(self) -> Tensor:
         return self.value(self.steps_taken.float() / self.duration)
 
-    def step(self) -> None:
-        """Counts one optimiser step."""
-        self.steps_taken += 1
+    def step(self, taken: Tensor | int = 1) -> None:
+        """Counts one optimiser step; none where ``taken`` is 0, on any device."""
+        self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
 
     @property
     def duration(self) -> float:
@@ -66,8 +67,8 @@ class Schedule(nn.Module):
         return torch.tensor(-1 if self.total_steps is None else self.total_steps)
 
     def set_extra_state(self, state: Any) -> None:
-        total = int(state)
-        self.total_steps = None if total < 0 else total
+        if self.total_steps is None and int(state) > 0:  # what attach() was told of this run goes before
+            self.total_steps = int(state)
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}" if self.fraction is None else f"fraction={self.fraction}"
@@ -104,11 +105,14 @@ class LinearWarmup(Schedule):
         return f"{super().extra_repr()}, start={self.start}, end={self.end}"
 
 
-def step_schedules(module: nn.Module) -> None:
-    """One optimiser step for every schedule in the module."""
+def step_schedules(module: nn.Module, taken: Tensor | int = 1) -> None:
+    """One optimiser step for every schedule in the module; none where ``taken`` is 0."""
     for part in module.modules():
         if isinstance(part, Schedule):
-            part.step()
+            part.step(taken)
+
+
+_attached: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, RemovableHandle]] = WeakKeyDictionary()
 
 
 def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> RemovableHandle:
@@ -116,7 +120,7 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None
 
     The one line that makes schedules right under gradient accumulation, validation and skipped steps, in a plain loop
     and in Lightning's ``configure_optimizers`` (there ``total_steps=self.trainer.estimated_stepping_batches``). Not to
-    be combined with calls of ``elbo.step()``.
+    be combined with calls of ``elbo.step()``. Attached again to the same optimiser, it still counts once.
 
     Args:
         elbo: an :class:`kldiv.ELBOLoss`, or any module with schedules in it.
@@ -131,4 +135,14 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None
         for part in elbo.modules():
             if isinstance(part, Schedule):
                 part.total_steps = int(total_steps)
-    return optimizer.register_step_post_hook(lambda *_: step_schedules(elbo))
+    handles = _attached.setdefault(optimizer, WeakKeyDictionary())
+    if elbo in handles:
+        handles[elbo].remove()
+
+    def count(optimizer: Optimizer, *_: Any) -> None:
+        # a fused optimiser under a gradient scaler skips a step inside its kernel, and has this flag while it does
+        skipped = getattr(optimizer, "found_inf", None)
+        step_schedules(elbo, 1 if skipped is None else (skipped == 0).long().squeeze())
+
+    handles[elbo] = optimizer.register_step_post_hook(count)
+    return handles[elbo]

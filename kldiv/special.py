@@ -47,6 +47,21 @@ def exact_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return difference, error
 
 
+def standardise(difference: Tensor, log_var: Tensor) -> Tensor:
+    r"""difference / standard deviation, :math:`d\, e^{-\lambda/2}`, which neither over- nor underflows on the way.
+
+    Args:
+        difference, log_var: shapes that broadcast, of one floating dtype.
+    Returns: the broadcast shape; 0 where the difference is 0, whatever the log-variance.
+
+    >>> standardise(torch.tensor(1e-30), torch.tensor(-180.0))
+    tensor(1.2204e+09)
+    """
+    # in two halves; beyond the clamp any difference but 0 gives inf all the same, and 0 stays 0
+    half = torch.exp((-0.25 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
+    return (difference * half) * half
+
+
 def widen(*values: Tensor | float) -> tuple[Tensor, ...]:
     """The values in the one dtype in which to compute with them: the widest of the tensors', ``float32`` at least.
 

@@ -189,3 +189,22 @@ def test_nothing_of_torch_is_overridden():
     ours = [pair for pair, module in functions.items() if module.startswith("kldiv")]
     assert ours
     assert all(DiagonalNormal in pair for pair in ours)
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-6, 1e-8])
+@pytest.mark.parametrize("scale", [1.3, 1e-20])
+def test_normals_given_by_scales_in_float64(distance, scale):
+    p, q = (Normal(torch.tensor(0.0).double(), torch.tensor(s).double()) for s in (scale * (1 + distance), scale))
+    with mpmath.workdps(60):
+        ratio = (mpmath.mpf(p.scale.item()) / mpmath.mpf(q.scale.item())) ** 2
+        truth = (ratio - 1 - mpmath.log(ratio)) / 2
+    assert abs(kl_divergence(p, q).item() - truth) <= 1e-12 * truth
+
+
+def test_gradients_of_normals_given_by_scales():
+    parameters = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 1e-20, 0.1, 1.2)]
+    near = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 1.1, 0.1, 1.2)]
+    assert torch.autograd.gradcheck(lambda a, b, c, d: kl_divergence(Normal(a, b), Normal(c, d)), near)
+    gradients = torch.autograd.grad(kl_divergence(Normal(*parameters[:2]), Normal(*parameters[2:])), parameters)
+    assert gradients[1].item() == pytest.approx(-1e20, rel=1e-12)
+    assert all(gradient.isfinite() for gradient in gradients)

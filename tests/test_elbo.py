@@ -9,6 +9,7 @@ from kldiv import (
     BernoulliNLL,
     DiagonalNormal,
     ELBOLoss,
+    ExactKLLoss,
     GaussianKLLoss,
     GaussianNLL,
     LinearWarmup,
@@ -199,3 +200,75 @@ def test_saving_and_continuing_equals_never_stopping():
         return losses
 
     assert run() == run(stop_at=4)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch.compile traces the search for a closed form in torch 2.13, and does not in 2.6",
+)
+@pytest.mark.parametrize("kl", [ExactKLLoss, MonteCarloKLLoss])
+def test_compiles_whole_from_a_cold_start(batch, kl):
+    pytest.importorskip("torch._inductor")
+    output, target, posterior = batch
+    parameters = [v.clone().requires_grad_() for v in (output, posterior.mean, posterior.log_var)]
+    sample = posterior.rsample()
+    elbo = ELBOLoss(BernoulliNLL(), kl(), weight=LinearWarmup(steps=4, start=0.5))
+
+    def loss(output, mean, log_var):
+        noise = (sample - posterior.mean) / posterior.stddev
+        of_parameters = mean + torch.exp(0.5 * log_var) * noise
+        return elbo(output, target, DiagonalNormal(mean, log_var), sample=of_parameters).loss
+
+    torch.compiler.reset()
+    compiled, eager = torch.compile(loss, fullgraph=True)(*parameters), loss(*parameters)
+    torch.testing.assert_close(compiled, eager)
+    gradients = (torch.autograd.grad(value, parameters) for value in (compiled, eager))
+    torch.testing.assert_close(*gradients)
+
+
+def test_masked_elements_leave_gradients_alone():
+    log_var = torch.zeros(2, 3).index_fill(0, torch.tensor([1]), torch.nan).requires_grad_()
+    mean = torch.zeros(2, 3, requires_grad=True)
+    mask = torch.tensor([[1.0], [0.0]])
+    GaussianNLL()((mean, log_var), torch.ones(2, 3), mask=mask).backward()
+    assert log_var.grad.isfinite().all()
+    assert mean.grad.tolist() == [[-0.5] * 3, [0.0] * 3]
+
+
+def test_an_example_of_weight_zero_counts_nothing_though_it_is_nan(batch):
+    output, target, posterior = batch
+    broken = output.clone()
+    broken[1] = torch.nan
+    sample_weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
+    elbo = ELBOLoss(BernoulliNLL())
+    expected = elbo(output, target, posterior, sample_weight=sample_weight)
+    torch.testing.assert_close(elbo(broken, target, posterior, sample_weight=sample_weight), expected)
+
+
+def test_a_latent_mask_needs_latent_dimensions():
+    posterior = DiagonalNormal(torch.zeros(3, 3), torch.zeros(3, 3))
+    prior = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    elbo = ELBOLoss(BernoulliNLL(), MonteCarloKLLoss())
+    with pytest.raises(ValueError, match="does not factorise"):
+        elbo(torch.zeros(3, 2), torch.zeros(3, 2), posterior, prior, latent_mask=torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_the_weight_can_be_set_anew(batch):
+    elbo = ELBOLoss(BernoulliNLL(), weight=LinearWarmup(steps=4))
+    elbo.weight = 2.0
+    assert elbo(*batch).weight.item() == 2.0
+    assert not list(elbo.buffers())
+    elbo.weight = LinearWarmup(steps=4, start=0.5)
+    assert elbo(*batch).weight.item() == 0.5
+    with pytest.raises(ValueError, match="weight=-1"):
+        elbo.weight = -1.0
+
+
+def test_groups_may_be_a_tuple_and_gradients_reach_every_term(batch):
+    output, target, posterior = batch
+    mean = posterior.mean.clone().requires_grad_()
+    groups = (DiagonalNormal(mean, posterior.log_var), DiagonalNormal(2 * mean, posterior.log_var))
+    terms = ELBOLoss(BernoulliNLL())(output, target, groups, sample_weight=torch.ones(4))
+    for term in (terms.negative_elbo, terms.kl, terms.loss):
+        (gradient,) = torch.autograd.grad(term, mean, retain_graph=True)
+        torch.testing.assert_close(gradient, 5 * mean.detach() / 4)

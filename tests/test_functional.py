@@ -121,9 +121,10 @@ def test_autocast_computes_in_float32():
 def test_priors_may_be_numbers_and_broadcast():
     mean, log_var = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     by_number = kl_normal(mean, log_var, 0.1, -0.3)
-    by_tensor = kl_normal(mean, log_var, torch.full((3,), 0.1).double() * 0 + 0.1, torch.full((4, 1), -0.3).double())
+    prior = torch.full((3,), 0.1, dtype=torch.float64), torch.full((4, 1), -0.3, dtype=torch.float64)
+    by_tensor = kl_normal(mean, log_var, *prior)
     assert by_number.shape == (4, 3)
-    torch.testing.assert_close(by_number, by_tensor, rtol=1e-7, atol=0)
+    torch.testing.assert_close(by_number, by_tensor, rtol=0, atol=0)
 
 
 def test_shapes_that_do_not_broadcast_raise_with_all_of_them():

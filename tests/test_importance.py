@@ -64,3 +64,24 @@ def test_gradient_is_the_normalised_weight():
     log_weights = torch.randn(5, dtype=torch.float64, requires_grad=True)
     importance_log_likelihood(log_weights).value.backward()
     torch.testing.assert_close(log_weights.grad, log_weights.detach().softmax(0))
+
+
+@pytest.mark.parametrize("level", [-3000.0, -1e5])
+def test_error_and_size_at_the_likelihoods_of_images(level):
+    generator = torch.Generator().manual_seed(0)
+    log_weights = (0.1 * torch.randn(5000, dtype=torch.float64, generator=generator) + level).float()
+    narrow, wide = importance_log_likelihood(log_weights), importance_log_likelihood(log_weights.double())
+    assert narrow.standard_error.item() == pytest.approx(wide.standard_error.item(), rel=1e-4)
+    assert narrow.effective_sample_size.item() == pytest.approx(wide.effective_sample_size.item(), rel=1e-4)
+
+
+def test_one_weight_that_carries_everything():
+    for log_weights in (torch.tensor([1e5, 0.0]), torch.tensor([3e38, -3e38])):
+        estimate = importance_log_likelihood(log_weights)
+        assert (estimate.standard_error.item(), estimate.effective_sample_size.item()) == (1.0, 1.0)
+
+
+def test_no_gradient_where_nothing_is_possible():
+    log_weights = torch.full((3,), float("-inf"), requires_grad=True)
+    importance_log_likelihood(log_weights).value.backward()
+    assert log_weights.grad.tolist() == [0.0] * 3

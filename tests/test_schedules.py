@@ -73,3 +73,37 @@ def test_bad_total():
 def test_repr_shows_every_option():
     assert repr(LinearWarmup(steps=3)) == "LinearWarmup(steps=3, start=0.0, end=1.0)"
     assert repr(LinearWarmup(fraction=0.25)) == "LinearWarmup(fraction=0.25, start=0.0, end=1.0)"
+
+
+def test_what_attach_was_told_goes_before_what_was_saved():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    saved, loaded = LinearWarmup(fraction=0.5), LinearWarmup(fraction=0.5)
+    for total in (None, 10):
+        saved.total_steps = total
+        attach(loaded, optimizer, total_steps=100)
+        loaded.load_state_dict(saved.state_dict())
+        assert loaded.total_steps == 100
+
+
+def test_attached_twice_it_counts_once():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer, warmup = torch.optim.SGD([parameter]), LinearWarmup(steps=10)
+    attach(warmup, optimizer)
+    attach(warmup, optimizer, total_steps=20)
+    assert warmup.total_steps == 20
+    optimizer.step()
+    assert warmup.steps_taken.item() == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_a_gradient_scaler_skips_do_not_count(fused):
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer, warmup = torch.optim.Adam([parameter], fused=fused), LinearWarmup(steps=10)
+    attach(warmup, optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    for factor, counted in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
+        optimizer.zero_grad()
+        scaler.scale((parameter * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert warmup.steps_taken.item() == counted
