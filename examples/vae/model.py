@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from torch.optim import Adam, Optimizer
 
 import kldiv
+from examples.vae import InputError
 from examples.vae.data import Batch, mixed_seed
 
 
@@ -38,7 +39,8 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> kldiv.DiagonalNormal:
         mean, log_var = self.network(image.flatten(1)).chunk(2, dim=1)
-        return kldiv.DiagonalNormal(mean, log_var)
+        # unchecked: a look at the values would wait for the device at every step
+        return kldiv.DiagonalNormal(mean, log_var, validate_args=False)
 
 
 class Decoder(nn.Module):
@@ -99,6 +101,11 @@ class VAE(LightningModule):
         terms = self(batch.image, batch.weight)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             logged = terms.detach()
+            if not logged.loss.isfinite():
+                raise InputError(
+                    f"training diverged: the loss is {logged.loss.item()} after {self.global_step} steps. "
+                    "A smaller learning rate is the first thing to try"
+                )
             self.log_dict({f"train/{name}": value for name, value in logged._asdict().items()})
             bar = {"elbo": -logged.negative_elbo, "reconstruction": logged.reconstruction, "kl": logged.kl}
             self.log_dict(bar, prog_bar=True, logger=False)

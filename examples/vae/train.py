@@ -45,6 +45,12 @@ class TrainCLI(LightningCLI):
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(condensed(str(error))) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self._get(self.config_init, "trainer", default={})
         given = options.get("callbacks") or []
@@ -120,9 +126,10 @@ class TrainCLI(LightningCLI):
                 sample = posterior.rsample()
                 self.model.elbo.reconstruction.per_example(self.model.decoder(sample), images)
                 self.model.elbo.kl.unreduced(posterior, None, sample)
+            self.model.optimizer(self.model.parameters())
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])
-            raise InputError(f"the model cannot take images of shape {shape}: {error}") from error
+            raise InputError(f"the model cannot be trained on images of shape {shape}: {error}") from error
 
     def _run_folder(self) -> Path:
         path = self._option("ckpt_path")
@@ -157,6 +164,16 @@ class Farewell(Callback):
             print(f"\nStopped. Continue with: --ckpt_path {last}" if last else "\nStopped before the first checkpoint.")
 
 
+def condensed(message: str) -> str:
+    """An error of jsonargparse in a line: of the types that a value may have, those that say what is wrong with it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if "Errors:" in lines:
+        end = next((n for n, line in enumerate(lines) if line.startswith("Given value type")), len(lines))
+        told = [line for line in lines[lines.index("Errors:") + 1 : end] if line != "- Expected a <class 'NoneType'>"]
+        lines = [lines[0].split(" Does not validate")[0], *(line.removeprefix("- ") for line in told)]
+    return " ".join(lines)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of this trainer. Raises: InputError: a file that is missing, damaged or something else."""
     if not path.is_file():
@@ -184,6 +201,8 @@ def new_run_folder(runs: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise InputError(f"the folder {folder} for the run cannot be made: {error.strerror}") from error
 
 
 def make_cli(args: Sequence[str] | None = None, *, run: bool = True) -> TrainCLI:
@@ -214,7 +233,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         make_cli(args)
     except ArgumentError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {condensed(str(error))}", file=sys.stderr)
         return 2
     except SIGTERMException:
         return 128 + signal.SIGTERM  # the shell's convention; Lightning would end with 0

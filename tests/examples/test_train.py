@@ -172,6 +172,13 @@ def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp
         (["--trainer.max_epokhs", "3"], "max_epokhs"),
         (["--model.elbo.reconstruction", "kldiv.NoSuchTerm"], "NoSuchTerm"),
         (["--model.encoder.init_args.latent_dim", "7"], "images of shape (1, 8, 8)"),
+        (["--model.optimizer.init_args.lr", "-1"], "Invalid learning rate: -1"),
+        (["--model.elbo.init_args.reduction", "mean"], "no KL divergence"),
+        (
+            ["--model.elbo.weight", "kldiv.LinearWarmup", "--model.elbo.weight.fraction", "2"],
+            "either steps or fraction",
+        ),
+        (["--data.root", "data"], "Option 'root' is not accepted"),
         (["--data.init_args.val_size", "0"], "val_size=0"),
         (["--importance_samples", "0"], "importance_samples"),
         (["--ckpt_path", "no/such.ckpt"], "no/such.ckpt does not exist"),
@@ -185,6 +192,19 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(tmp_path, capfd, options,
     assert says in lines[0]
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_folder_that_cannot_be_made(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    assert fit(tmp_path / "file" / "runs") != 0
+    assert "cannot be made" in capfd.readouterr().err
+
+
+def test_training_that_diverges_says_so(tmp_path, capfd):
+    assert fit(tmp_path, "--model.optimizer.init_args.lr", "1e30") != 0
+    error = capfd.readouterr().err
+    assert "training diverged: the loss is" in error
+    assert "Traceback" not in error
 
 
 def test_a_config_file_with_a_wrong_key(tmp_path, capfd):
