@@ -33,7 +33,8 @@ def draw_figures(model: VAE, images: Tensor, kl_per_dimension: Tensor, metrics: 
             _reconstructions(model, images[:20]),
         ),
         "Samples from the prior: the decoder's mean": ("samples", _samples(model, images)),
-        "A latent traversal: one dimension at a time goes from -3 to 3, the others stay at an image's posterior mean": (
+        "A latent traversal: the dimensions of largest KL, one at a time from -3 to 3, "
+        "the others at an image's posterior mean": (
             "traversal",
             _traversal(model, images, kl_per_dimension),
         ),

@@ -161,7 +161,11 @@ class Farewell(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SystemExit):
             last = next((c.best_model_path for c in trainer.checkpoint_callbacks if not c.monitor), "")
-            print(f"\nStopped. Continue with: --ckpt_path {last}" if last else "\nStopped before the first checkpoint.")
+            print(
+                f"\nStopped. Continue with the same command and --ckpt_path {last}"
+                if last
+                else "\nStopped before the first checkpoint."
+            )
 
 
 def condensed(message: str) -> str:
