@@ -104,9 +104,9 @@ def _curves(metrics: Path) -> Figure:
             ]
             label = {"train": "training batch", "val": "validation"}[split]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True), colour, lw=width, label=label, alpha=0.6 if split == "train" else 1
-                )
+                marker = "o" if len(points) == 1 else None  # a line of one point is invisible
+                alpha = 0.6 if split == "train" else 1.0
+                axes.plot(*zip(*points, strict=True), color=colour, lw=width, label=label, alpha=alpha, marker=marker)
         after = sorted(
             float(row[f"{s}/{name}"])
             for row in rows[len(rows) // 20 :]
