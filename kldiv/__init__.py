@@ -8,6 +8,7 @@ from kldiv.importance import LogLikelihood, importance_log_likelihood
 from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
 from kldiv.reconstruction import BernoulliNLL, GaussianNLL, NegativeLogLikelihood
 from kldiv.schedules import LinearWarmup, Schedule, attach
+from kldiv.spherical import HypersphericalUniform, PowerSpherical
 
 __version__ = "0.1.0"
 
@@ -19,11 +20,13 @@ __all__ = [
     "ExactKLLoss",
     "GaussianKLLoss",
     "GaussianNLL",
+    "HypersphericalUniform",
     "KLTerm",
     "LinearWarmup",
     "LogLikelihood",
     "MonteCarloKLLoss",
     "NegativeLogLikelihood",
+    "PowerSpherical",
     "Schedule",
     "attach",
     "functional",

@@ -201,17 +201,21 @@ def with_event_dims(distribution: Distribution, dims: int) -> Distribution:
     return take_off(distribution, surplus)
 
 
-def widened(distribution: Distribution) -> Distribution:
-    """The distribution with half-precision parameters in ``float32``; itself where it has none.
+def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Distribution:
+    """The distribution with its parameters in ``dtype``; ``None``: half-precision ones in ``float32``, others as are.
 
     >>> widened(torch.distributions.Normal(torch.zeros(2).half(), 1.0)).loc.dtype
     torch.float32
     """
     wide: dict[str, Any] = {}
+    converted: dict[int, Tensor] = {}  # one tensor under two names stays one
     for name, value in distribution.__dict__.items():
-        if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-            wide[name] = value.float()
-        elif isinstance(value, Distribution) and (inner := widened(value)) is not value:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            half = value.dtype in (torch.float16, torch.bfloat16)
+            wanted = dtype or (torch.float32 if half else value.dtype)
+            if wanted != value.dtype:
+                wide[name] = converted.setdefault(id(value), value.to(wanted))
+        elif isinstance(value, Distribution) and (inner := widened(value, dtype)) is not value:
             wide[name] = inner
     if not wide:
         return distribution

@@ -2,27 +2,74 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 from torch.distributions import kl as torch_kl
 
-from kldiv.distributions import DiagonalNormal, independent_dims, sum_rightmost, take_off, widened
-from kldiv.exact import CLOSED_FORMS, ClosedForm, register_kl
-from kldiv.exact.normal import kl_normal_parameters, log_variance
+from kldiv.distributions import DiagonalNormal, factorise, independent_dims, sum_rightmost, take_off, widened
+from kldiv.exact import (
+    CLOSED_FORMS,
+    ClosedForm,
+    bounded,
+    check_once,
+    continuous_bernoulli,
+    dirichlet,
+    discrete,
+    expectations,
+    gamma,
+    gumbel,
+    kumaraswamy,
+    location_scale,
+    multivariate_normal,
+    no_form_for_these,
+    normal,
+    register_kl,
+    von_mises,
+)
 from kldiv.functional import check_broadcast, kl_normal
 
 __all__ = ["kl_divergence", "register_kl"]
+
+FAMILIES = (
+    normal,
+    location_scale,
+    gamma,
+    gumbel,
+    dirichlet,
+    kumaraswamy,
+    von_mises,
+    bounded,
+    continuous_bernoulli,
+    discrete,
+    multivariate_normal,
+    expectations,
+)
+"""The modules whose closed forms entered themselves into the registry when they were imported."""
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     r"""D_KL(p||q), exactly, in nats: the expectation of ln p - ln q under the first argument.
 
+    The truth is that of the parameters on the objects, read as real numbers and used as they were given: logits,
+    probabilities, log-variances, covariances. Computed in ``float64``, never negative and never NaN; ``inf`` where q
+    has no mass and p has some.
+
     Args:
         p, q: distributions whose batch shapes broadcast together, of one event shape. In a VAE the posterior comes
             first and the prior second.
-    Returns: the broadcast batch shape.
+    Returns: the broadcast batch shape, in the widest dtype of the parameters, ``float32`` at least.
     Raises:
-        NotImplementedError: no closed form is known for the two types; the message names both.
+        NotImplementedError: no closed form is known for the two types, or for these parameters of theirs; the message
+            names both types and a call that works. Whether a form is one for these parameters (equal counts, equal
+            transforms) is looked up once, which waits for the device, unless either has ``validate_args=False``.
         TypeError: p or q is no distribution.
         ValueError: batch shapes that do not broadcast or event shapes that differ; the message holds both.
 
@@ -33,30 +80,50 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     for name, given in (("p", p), ("q", q)):
         if not isinstance(given, Distribution):
             raise TypeError(
-                f"kl_divergence(p, q) takes two distributions, and {name} is a {type(given).__name__}. For tensors of "
-                "means and log-variances write kldiv.functional.kl_normal, or wrap them: "
-                "kldiv.DiagonalNormal(mean, log_var)"
+                f"kl_divergence(p, q) takes two distributions, and {name} is a {type(given).__name__}. For tensors "
+                "write kldiv.functional.kl_normal, kl_bernoulli or kl_categorical, for tables of probabilities "
+                "kldiv.tables.relative_entropy, or wrap them: kldiv.DiagonalNormal(mean, log_var)"
             )
     batch_shape = check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
-    if p.event_shape != q.event_shape:
+    closed_form = find_closed_form(type(p), type(q))
+    if p.event_shape != q.event_shape and closed_form not in _OF_UNEQUAL_EVENTS:
         raise ValueError(
             f"p has the event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)} (batch shapes "
             f"{tuple(p.batch_shape)} and {tuple(q.batch_shape)}): one event must be the same for both. "
             "torch.distributions.Independent(distribution, dims) makes trailing batch dimensions part of the event"
         )
-    closed_form = find_closed_form(type(p), type(q))
     if closed_form is None:
         raise NotImplementedError(_no_closed_form(p, q))
+    ours = closed_form.__module__.startswith("kldiv.")
     if closed_form.__module__ == torch_kl.__name__:
         # torch's closed forms compute in the dtype they are given, and some forget to broadcast
-        p, q = (d if d.batch_shape == batch_shape else d.expand(batch_shape) for d in (widened(p), widened(q)))
-        if isinstance(p, Categorical) and isinstance(q, Categorical) and p.logits.shape != q.logits.shape:
-            raise ValueError(f"p has {p.logits.shape[-1]} categories and q {q.logits.shape[-1]}: they must be the same")
-    try:
-        value = closed_form(p, q)
-    except NotImplementedError as error:  # some pairs have a form for some parameters only
-        raise NotImplementedError(str(error) or _no_closed_form(p, q)) from error
+        parts = (widened(p, torch.float64), widened(q, torch.float64))
+        value = _call(closed_form, *(d if d.batch_shape == batch_shape else d.expand(batch_shape) for d in parts))
+        ours = True
+    else:
+        value = _call(closed_form, p, q)
+    if ours:
+        value = value.to(torch.promote_types(parameter_dtype(p), parameter_dtype(q)))
     return value if value.shape == batch_shape else value.expand(batch_shape)
+
+
+def parameter_dtype(distribution: Distribution) -> torch.dtype:
+    """The widest dtype of the distribution's parameters, ``float32`` at least."""
+    dtype = torch.float32
+    for value in distribution.__dict__.values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            dtype = torch.promote_types(dtype, value.dtype)
+        elif isinstance(value, Distribution):
+            dtype = torch.promote_types(dtype, parameter_dtype(value))
+    return dtype
+
+
+def _call(closed_form: ClosedForm, p: Distribution, q: Distribution) -> Tensor:
+    try:
+        return closed_form(p, q)
+    except NotImplementedError as error:  # some pairs have a form for some parameters only
+        reason = f"{error}. " if str(error) else ""
+        raise NotImplementedError(reason + _no_closed_form(p, q)) from error
 
 
 def find_closed_form(type_p: type, type_q: type) -> ClosedForm | None:
@@ -78,43 +145,127 @@ def is_registered_by_user(p: Distribution, q: Distribution) -> bool:
 
 def _no_closed_form(p: Distribution, q: Distribution) -> str:
     types = f"{type(p).__name__}, {type(q).__name__}"
-    estimate = "Estimate it, kldiv.MonteCarloKLLoss(num_samples=64)(p, q), or register" if p.has_rsample else "Register"
+    if _is_continuous_scalar(p) and _is_continuous_scalar(q):
+        otherwise = "Integrate it, kldiv.kl_quadrature(p, q), or register"
+    elif p.has_rsample:
+        otherwise = "Estimate it, kldiv.MonteCarloKLLoss(num_samples=64)(p, q), or register"
+    else:
+        otherwise = "Register"
     return (
-        f"no closed form of D_KL({type(p).__name__} || {type(q).__name__}) is known. {estimate} one: "
+        f"No closed form of D_KL({type(p).__name__} || {type(q).__name__}) is known. {otherwise} one: "
         f"@kldiv.register_kl({types})"
     )
 
 
-def _of_independent_dimensions(p: Any, q: Any) -> Tensor:
+def _is_continuous_scalar(distribution: Distribution) -> bool:
+    support = getattr(type(distribution), "support", None)
+    if distribution.event_shape or support is None:
+        return False
+    try:
+        return not distribution.support.is_discrete  # type: ignore[union-attr]
+    except NotImplementedError:
+        return False
+
+
+@register_kl(Independent, Independent)
+def kl_independent(p: Any, q: Any) -> Tensor:
+    r"""The sum over dimensions that are independent under both.
+
+    .. math:: \sum_i D_{KL}(p_i\|q_i)
+
+    Source: additivity, Kullback 1959, theorem 2.1.
+    """
     dims = min(independent_dims(p), independent_dims(q))
     wrapped_in_vain = any(isinstance(d, Independent) and not d.reinterpreted_batch_ndims for d in (p, q))
     if dims == 0 and not wrapped_in_vain:
-        raise NotImplementedError(_no_closed_form(p, q))
+        raise no_form_for_these(p, q)
     return sum_rightmost(kl_divergence(take_off(p, dims), take_off(q, dims)), dims)
 
 
-def _of_diagonal_normals(p: DiagonalNormal, q: DiagonalNormal) -> Tensor:
+@register_kl(TransformedDistribution, TransformedDistribution)
+def kl_transformed(p: TransformedDistribution, q: TransformedDistribution) -> Tensor:
+    r"""Of the base distributions, where both go through the same invertible transforms.
+
+    .. math:: D_{KL}(p\|q) = D_{KL}(p_0\|q_0)
+
+    That the transforms are the same is looked up once, unless ``validate_args`` is False.
+
+    Source: invariance, Kullback & Leibler 1951, theorem 4.1.
+    """
+    same = len(p.transforms) == len(q.transforms)
+    for left, right in zip(p.transforms, q.transforms, strict=False):
+        if not (left.bijective and right.bijective):
+            raise no_form_for_these(p, q, f"{left} and {right}, which are not both invertible")
+        if left is not right:
+            same = same and (left == right if check_once(p, q) else type(left) is type(right))
+    if not same:
+        raise no_form_for_these(p, q, "unequal transforms")
+    dims = len(p.event_shape) - len(p.base_dist.event_shape)
+    return sum_rightmost(kl_divergence(p.base_dist, q.base_dist), dims)
+
+
+def kl_diagonal_normals(p: DiagonalNormal, q: DiagonalNormal) -> Tensor:
+    r"""Of normal distributions given by log-variances.
+
+    .. math:: \tfrac12\sum_i\left[\varphi(\lambda_{p,i} - \lambda_{q,i})
+              + (\mu_{p,i}-\mu_{q,i})^2 e^{-\lambda_{q,i}}\right], \quad \varphi(u) = e^u - 1 - u
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
     return sum_rightmost(kl_normal(p.mean, p.log_var, q.mean, q.log_var), p.event_dim)
 
 
-def _of_diagonal_normal_and_normal(p: DiagonalNormal, q: Normal) -> Tensor:
-    return kl_normal_parameters(p.mean, p.log_var, q.loc, log_variance(q.scale))
+def kl_diagonal_normal_to_normal(p: DiagonalNormal, q: Normal) -> Tensor:
+    r"""Of scalars, one given by its log-variance.
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
+    return kl_normal(p.mean, p.log_var, q.loc.double(), normal.log_variance(q.scale))
 
 
-def _of_normal_and_diagonal_normal(p: Normal, q: DiagonalNormal) -> Tensor:
-    return kl_normal_parameters(p.loc, log_variance(p.scale), q.mean, q.log_var)
+def kl_normal_to_diagonal_normal(p: Normal, q: DiagonalNormal) -> Tensor:
+    r"""Of scalars, one given by its log-variance.
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
+    return kl_normal(p.loc.double(), normal.log_variance(p.scale), q.mean, q.log_var)
 
 
-register_kl(Independent, Independent)(_of_independent_dimensions)
+def kl_with_full_covariance(p: Distribution, q: Distribution) -> Tensor:
+    r"""Of two normal distributions, independent dimensions being a diagonal Cholesky factor.
 
-# pairs with a type of our own are torch's to find as well: torch.distributions.kl_divergence gives the same
+    Source: Kullback 1959, chapter 9.
+    """
+    return multivariate_normal.kl_multivariate_normal(*(_with_full_covariance(d, p, q) for d in (p, q)))
+
+
+def _with_full_covariance(distribution: Distribution, p: Distribution, q: Distribution) -> Distribution:
+    if isinstance(distribution, (MultivariateNormal, LowRankMultivariateNormal)):
+        return distribution
+    scalars = factorise(distribution)
+    if isinstance(scalars, DiagonalNormal):
+        mean, scale = scalars.mean, torch.exp(0.5 * scalars.log_var.double())
+    elif isinstance(scalars, Normal):
+        mean, scale = scalars.loc, scalars.scale.double()
+    else:
+        raise no_form_for_these(p, q)
+    return MultivariateNormal(mean.double(), scale_tril=torch.diag_embed(scale), validate_args=False)
+
+
+_OF_UNEQUAL_EVENTS = (discrete.kl_categoricals,)
+
 _PAIRS: dict[tuple[type[Distribution], type[Distribution]], ClosedForm] = {
-    (DiagonalNormal, DiagonalNormal): _of_diagonal_normals,
-    (DiagonalNormal, Normal): _of_diagonal_normal_and_normal,
-    (Normal, DiagonalNormal): _of_normal_and_diagonal_normal,
-    (DiagonalNormal, Independent): _of_independent_dimensions,
-    (Independent, DiagonalNormal): _of_independent_dimensions,
+    (DiagonalNormal, DiagonalNormal): kl_diagonal_normals,
+    (DiagonalNormal, Normal): kl_diagonal_normal_to_normal,
+    (Normal, DiagonalNormal): kl_normal_to_diagonal_normal,
+    (DiagonalNormal, Independent): kl_independent,
+    (Independent, DiagonalNormal): kl_independent,
 }
+for _full in (MultivariateNormal, LowRankMultivariateNormal):
+    for _diagonal in (Independent, DiagonalNormal):
+        _PAIRS[_diagonal, _full] = _PAIRS[_full, _diagonal] = kl_with_full_covariance
 for _types, _closed_form in _PAIRS.items():
     register_kl(*_types)(_closed_form)
-    torch_kl.register_kl(*_types)(_closed_form)  # type: ignore[no-untyped-call]
+    # pairs with a type of our own are torch's to find as well: torch.distributions.kl_divergence gives the same
+    if DiagonalNormal in _types:
+        torch_kl.register_kl(*_types)(_closed_form)  # type: ignore[no-untyped-call]

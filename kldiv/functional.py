@@ -1,9 +1,10 @@
-"""Closed forms of the KL divergence on tensors: means, log-variances. Elementwise, in nats, no reduction."""
+"""Closed forms of the KL divergence on tensors: means, log-variances, logits. In nats, no reduction."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from kldiv.special import exact_difference, expm1mx, standardise, widen
+from kldiv.special import broadcast, exact_difference, expm1mx, standardise, widen
 
 
 def kl_normal(
@@ -45,6 +46,96 @@ def kl_normal(
     else:
         spread, distance = expm1mx(log_var), mean
     return 0.5 * (spread + distance * distance)
+
+
+def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Tensor:
+    r"""D_KL(Bernoulli(sigmoid(logits_p)) || Bernoulli(sigmoid(logits_q))), per element, in nats.
+
+    .. math:: p\,\varphi(d_1) + (1-p)\,\varphi(d_0), \quad d_1 = \ln\frac{q}{p} = -\ln(1 + (1-p)(e^{-\delta}-1)),
+              \quad d_0 = \ln\frac{1-q}{1-p} = -\ln(1 + p(e^{\delta}-1))
+
+    with :math:`\delta` the difference of the logits, q's less p's, and :math:`\varphi(u) = e^u - 1 - u`.
+
+    Args:
+        logits_p, logits_q: :math:`\ln\frac{p}{1-p}`, infinite at 0 and 1. Any shapes that broadcast; ``None`` is 1/2.
+    Returns: the broadcast shape, in ``float32`` for half precision and in the widest dtype otherwise. Never negative;
+        ``inf`` where p gives mass to what q gives none.
+    Raises: ValueError: if the shapes do not broadcast; the message holds both.
+
+    >>> kl_bernoulli(torch.tensor([0.0, 1e-4]), torch.tensor([20.0, 0.0]))
+    tensor([9.3069e+00, 1.2500e-09])
+    """
+    if isinstance(logits_q, Tensor):
+        check_broadcast(logits_p=logits_p.shape, logits_q=logits_q.shape)
+    a, b = broadcast(*widen(logits_p, 0.0 if logits_q is None else logits_q))
+    dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
+    certain, excluded = a.isinf(), b.isinf()
+    finite_a, finite_b = a.masked_fill(certain, 0), b.masked_fill(excluded, 0)
+    delta = finite_b - finite_a
+    near = delta.abs() < 1
+    step = torch.where(near, delta, 0.0)
+    p, not_p = torch.sigmoid(finite_a), torch.sigmoid(-finite_a)
+    close = p * expm1mx(-torch.log1p(not_p * torch.expm1(-step)))
+    close = close + not_p * expm1mx(-torch.log1p(p * torch.expm1(step)))
+    apart = p * (functional.logsigmoid(finite_a) - functional.logsigmoid(finite_b))
+    apart = apart + not_p * (functional.logsigmoid(-finite_a) - functional.logsigmoid(-finite_b))
+    value = torch.where(near, close, apart)
+    # p is 0 or 1: what q has there
+    sign = torch.where(a > 0, 1.0, -1.0).to(a.dtype)
+    value = torch.where(certain, -functional.logsigmoid(sign * finite_b), value)
+    return value.masked_fill(excluded & (a != b), torch.inf).masked_fill(excluded & (a == b), 0).to(dtype)
+
+
+def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = -1) -> Tensor:
+    r"""D_KL(softmax(logits_p) || softmax(logits_q)) along ``dim``, in nats.
+
+    .. math:: \ln\left(1 + \sum_k p_k\,\varphi(\delta_k - \bar\delta)\right), \quad \bar\delta = \sum_k p_k \delta_k
+
+    with :math:`\delta` the difference of the logits, q's less p's, and :math:`\varphi(u) = e^u - 1 - u`: constants
+    added to either's logits drop out, and every term is non-negative.
+
+    Args:
+        logits_p, logits_q: of shapes that broadcast, with as many categories along ``dim``; ``-inf`` is a probability
+            of 0. ``None`` is the uniform distribution.
+        dim: that of the categories.
+    Returns: the broadcast shape without ``dim``, in ``float32`` for half precision and in the widest dtype otherwise.
+        Never negative; ``inf`` where p gives mass to a category to which q gives none.
+    Raises: ValueError: shapes that do not broadcast, or unequal numbers of categories; the message holds both.
+
+    >>> kl_categorical(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -110.0]))
+    tensor(54.3069)
+    """
+    if logits_q is None:
+        logits_q = torch.zeros_like(logits_p)
+    check_broadcast(logits_p=logits_p.shape, logits_q=logits_q.shape)
+    if logits_p.shape[dim] != logits_q.shape[dim]:
+        raise ValueError(
+            f"logits_p {tuple(logits_p.shape)} has {logits_p.shape[dim]} categories along dim={dim} and logits_q "
+            f"{tuple(logits_q.shape)} {logits_q.shape[dim]}: they must be the same"
+        )
+    a, b = broadcast(*widen(logits_p, logits_q))
+    dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
+    none_p, none_q = a == -torch.inf, b == -torch.inf
+    some = ~(none_p | none_q)
+    delta, error = exact_difference(torch.where(some, b, 0.0), torch.where(some, a, 0.0))
+    log_p = torch.log_softmax(a, dim)
+    p = torch.exp(log_p)
+    # in two steps: what the first rounds off the mean, the second takes off; only it has to carry the gradient
+    first = (p * delta).detach().sum(dim, keepdim=True)
+    delta = torch.where(some, (delta - first) + error, 0.0)
+    second = (p * delta).sum(dim, keepdim=True)
+    delta = torch.where(some, delta - second, 0.0)
+
+    log_p_exp_delta = torch.where(some, log_p + delta, -torch.inf)
+    only_q = torch.where(none_p & ~none_q, b, 0.0) - torch.logsumexp(a, dim, keepdim=True) - (first + second)
+    log_p_exp_delta = torch.where(none_p & ~none_q, only_q, log_p_exp_delta)
+    near = delta.abs() < 1
+    excess = torch.exp(log_p_exp_delta.clamp(max=80.0)) - p * (1 + delta)
+    terms = torch.where(near & some, p * expm1mx(torch.where(near, delta, 0.0)), excess.masked_fill(none_q, 0))
+    total = terms.sum(dim)
+    close = total < 1
+    value = torch.where(close, torch.log1p(torch.where(close, total, 0.0)), torch.logsumexp(log_p_exp_delta, dim))
+    return value.masked_fill((none_q & ~none_p).any(dim), torch.inf).to(dtype)
 
 
 def check_broadcast(**shapes: torch.Size) -> torch.Size:

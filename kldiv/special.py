@@ -1,5 +1,7 @@
 """Primitives without cancellation, from which the closed forms are built."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,112 @@ def expm1mx(u: Tensor) -> Tensor:
         series = series * v + coefficient
     # the clamp keeps inf - inf away; where it acts, expm1 is infinite already
     return torch.where(near, v * v * series, torch.expm1(u) - u.clamp(max=1e30))
+
+
+def xmlog1p(x: Tensor) -> Tensor:
+    r"""x - ln(1 + x), elementwise, to the last digits for small x too. Never negative.
+
+    .. math:: x - \ln(1 + x) = s\left(x - 2 \sum_{k \ge 1} \frac{s^{2k}}{2k + 1}\right), \qquad s = \frac{x}{2 + x}
+
+    Args:
+        x: floating point, at least -1, any shape. ``float32`` or wider.
+    Returns: the shape and dtype of ``x``; ``inf`` at -1 and at infinity.
+
+    >>> xmlog1p(torch.tensor([0.0, 1e-10, 1.0]))
+    tensor([0.0000e+00, 5.0000e-21, 3.0685e-01])
+    """
+    near = x.abs() < 0.5
+    v = torch.where(near, x, 0.0)
+    s = v / (2 + v)
+    square = s * s
+    series = torch.zeros_like(v)
+    for k in range(_ATANH_TERMS[x.dtype], 0, -1):
+        series = (series + 1 / (2 * k + 1)) * square
+    # at infinity inf - inf; beyond the clamp the logarithm is lost against x
+    far = x - torch.log1p(torch.where(near, 1.0, x).clamp(max=_LARGE))
+    return torch.where(near, s * (v - 2 * series), far)
+
+
+def log_ratio(x: Tensor, y: Tensor, difference: Tensor | None = None) -> Tensor:
+    """ln(x / y) of non-negative numbers, to the last digits where the two are close, without over- or underflow.
+
+    Args:
+        x, y: shapes that broadcast, of one floating dtype.
+        difference: x - y, where it is known better than its rounding.
+    Returns: the broadcast shape; ``-inf`` where x alone is 0, ``inf`` where y alone is.
+
+    >>> log_ratio(torch.tensor(1e-30), torch.tensor(1e30))
+    tensor(-138.1551)
+    """
+    difference = x - y if difference is None else difference
+    near = difference.abs() < 0.5 * y
+    excess = torch.where(near, difference, 0.0) / torch.where(near, y, 1.0)
+    logs = torch.log(torch.where(near, 1.0, x)) - torch.log(torch.where(near, 1.0, y))
+    return torch.where(near, torch.log1p(excess), logs)
+
+
+def kl_term(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
+    r"""p ln(p/q) - p + q of non-negative numbers: what one outcome of a table adds to its KL. Never negative.
+
+    .. math:: p \left(x - \ln(1 + x)\right), \qquad x = \frac{q - p}{p}
+
+    The differences q - p sum to nothing over two tables that sum to one, and with them the sum is that of p ln(p/q).
+
+    Args:
+        p, q: shapes that broadcast, of one floating dtype.
+        excess: q - p, where it is known better than its rounding.
+    Returns: the broadcast shape; q where p is 0, ``inf`` where q alone is.
+
+    >>> kl_term(torch.tensor([0.0, 0.5, 0.5]), torch.tensor([0.25, 0.0, 0.5]))
+    tensor([0.2500,    inf, 0.0000])
+    """
+    excess = q - p if excess is None else excess
+    p, q, excess = broadcast(p, q, excess)
+    near = excess.abs() < 0.5 * p
+    x = torch.where(near, excess, 0.0) / torch.where(near, p, 1.0)
+    close = p * xmlog1p(x)
+    # harmless where it is not taken: p = q = 1; the logarithm of p where p is 0 is never asked for
+    some = torch.where(near, 1.0, p)
+    held = some > 0
+    logs = torch.log(torch.where(held, some, 1.0)) - torch.log(torch.where(held, torch.where(near, 1.0, q), 1.0))
+    apart = excess + torch.where(held, p * logs, 0.0)
+    return torch.where(near, close, apart)
+
+
+def bregman(
+    a: Tensor,
+    b: Tensor,
+    difference: Tensor,
+    function: Callable[[Tensor], Tensor],
+    first: Callable[[Tensor], Tensor],
+    second: Callable[[Tensor], Tensor],
+) -> Tensor:
+    r"""f(a) - f(b) - f'(b)(a - b), elementwise, of a smooth convex f, to the last digits where the two are close.
+
+    There it is :math:`(a-b)^2\int_0^1 (1-t)\,f''(b + t(a-b))\,dt`, by a Gauss-Legendre rule: never negative.
+
+    Args:
+        a, b: of one floating dtype; shapes that broadcast.
+        difference: a - b, which the caller may know better than its rounding.
+        function, first, second: f and its derivatives, whose singularities lie no nearer to the real line than about 2.
+    """
+    a, b, difference = broadcast(a, b, difference)
+    near = difference.abs() < 1 + 0.25 * b.abs()
+    step = torch.where(near, difference, 0.0)
+    nodes, weights = (torch.tensor(values, dtype=a.dtype, device=a.device) for values in (_NODES, _WEIGHTS))
+    curvature = second(b[..., None] + step[..., None] * nodes)
+    close = step * step * (curvature * ((1 - nodes) * weights)).sum(-1)
+    return torch.where(near, close, function(a) - function(b) - first(b) * torch.where(near, 0.0, difference))
+
+
+def broadcast(*values: Tensor) -> tuple[Tensor, ...]:
+    """The values in their joint shape."""
+    return tuple(torch.broadcast_tensors(*values))  # type: ignore[no-untyped-call]
+
+
+def non_negative(value: Tensor) -> Tensor:
+    """The value, and 0 where rounding made it negative; its gradient is left as it is."""
+    return value + (value.clamp(min=0) - value).detach().nan_to_num(nan=0.0, posinf=0.0)
 
 
 def exact_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,5 +197,19 @@ def _taylor(terms: int) -> tuple[float, ...]:
     return tuple(coefficients)
 
 
-# as many terms as the dtype can tell apart at |u| = 0.5
+def gauss_legendre(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Nodes and weights of the Gauss-Legendre rule on [0, 1].
+
+    Source: Golub & Welsch 1969: the nodes are eigenvalues of the Jacobi matrix.
+    """
+    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
+    beta = k / torch.sqrt(4 * k * k - 1)
+    values, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
+    return tuple((0.5 * (values + 1)).tolist()), tuple(vectors[0].square().tolist())
+
+
+_NODES, _WEIGHTS = gauss_legendre(12)
+# as many terms as the dtype can tell apart at an argument of 0.5 in size
+_ATANH_TERMS = {torch.float32: 7, torch.float64: 16}
+_LARGE = 1e30
 _SERIES = {torch.float32: _taylor(9), torch.float64: _taylor(15)}

@@ -2,14 +2,17 @@ import mpmath
 import pytest
 import torch
 from torch.distributions import (
+    Categorical,
     Distribution,
     Exponential,
     Gamma,
     Independent,
     Laplace,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    StudentT,
     Uniform,
 )
 
@@ -166,9 +169,12 @@ def test_registering_what_is_no_distribution_raises():
 
 
 def test_no_closed_form_names_both_types_and_a_call_that_works():
-    p, q = Gamma(torch.ones(2), 1.0), Laplace(torch.zeros(2), 1.0)
-    with pytest.raises(NotImplementedError, match=r"Gamma \|\| Laplace.*MonteCarloKLLoss"):
+    p, q = StudentT(torch.full((2,), 3.0)), Laplace(torch.zeros(2), 1.0)
+    with pytest.raises(NotImplementedError, match=r"StudentT \|\| Laplace.*kl_quadrature\(p, q\).*register_kl\(StudentT"):
         kl_divergence(p, q)
+    mixture = MixtureSameFamily(Categorical(torch.ones(4, 3)), Independent(Normal(torch.zeros(4, 3, 2), 1.0), 1))
+    with pytest.raises(NotImplementedError, match=r"DiagonalNormal \|\| MixtureSameFamily.*MonteCarloKLLoss"):
+        kl_divergence(DiagonalNormal(torch.zeros(4, 2), torch.zeros(4, 2)), mixture)
     low_rank = LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2))
     with pytest.raises(NotImplementedError, match="Independent"):
         kl_divergence(Independent(Laplace(torch.zeros(2), 1.0), 1), low_rank)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -36,3 +37,15 @@ def register_kl(type_p: type[Distribution], type_q: type[Distribution]) -> Calla
         return closed_form
 
     return enter
+
+
+def check_once(p: Distribution, q: Distribution) -> bool:
+    """Whether values may be looked at, which waits for the device: not with ``validate_args=False``, nor in a graph."""
+    return bool(p._validate_args and q._validate_args) and not torch.compiler.is_compiling()
+
+
+def no_form_for_these(p: Distribution, q: Distribution, reason: str = "") -> NotImplementedError:
+    """The error for a pair of types that has a closed form for other parameters than these."""
+    return NotImplementedError(
+        f"D_KL({type(p).__name__} || {type(q).__name__}) has no closed form for {reason or 'these parameters'}"
+    )

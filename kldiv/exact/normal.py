@@ -1,34 +1,52 @@
-"""Normal distributions, given by standard deviations or by log-variances."""
+"""Normal distributions, given by standard deviations or by log-variances, and what a shared map makes of them."""
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import HalfNormal, LogNormal, Normal
 
 from kldiv.exact import register_kl
-from kldiv.functional import kl_normal
-from kldiv.special import expm1mx
+from kldiv.special import expm1mx, log_ratio
+
+
+def kl_normal_scales(mean_difference: Tensor, scale_p: Tensor, scale_q: Tensor) -> Tensor:
+    """Of ``float64``: the digits a logarithm rounds off in float32 are those in which two close scales differ."""
+    distance = mean_difference / scale_q
+    return 0.5 * (expm1mx(2 * log_ratio(scale_p, scale_q)) + distance * distance)
 
 
 @register_kl(Normal, Normal)
 def kl_normal_normal(p: Normal, q: Normal) -> Tensor:
-    # float64 inside: the digits a logarithm rounds off in float32 are those in which two close scales differ
+    r"""Of two normal distributions.
+
+    .. math:: \tfrac12\left[\varphi\left(2\ln\tfrac{\sigma_p}{\sigma_q}\right)
+              + \left(\tfrac{\mu_p - \mu_q}{\sigma_q}\right)^2\right], \quad \varphi(u) = e^u - 1 - u
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
+    return kl_normal_scales(p.loc.double() - q.loc.double(), p.scale.double(), q.scale.double())
+
+
+@register_kl(LogNormal, LogNormal)
+def kl_log_normals(p: LogNormal, q: LogNormal) -> Tensor:
+    """Of the normal distributions of the logarithm.
+
+    Source: a shared invertible map leaves a KL divergence as it is (Kullback & Leibler 1951, theorem 4.1).
+    """
+    return kl_normal_scales(p.loc.double() - q.loc.double(), p.scale.double(), q.scale.double())
+
+
+@register_kl(HalfNormal, HalfNormal)
+def kl_half_normals(p: HalfNormal, q: HalfNormal) -> Tensor:
+    r"""Of the centred normal distributions: the sign is a fair coin for both.
+
+    .. math:: \tfrac12\,\varphi\left(2\ln\tfrac{\sigma_p}{\sigma_q}\right), \quad \varphi(u) = e^u - 1 - u
+
+    Source: Gil, Alajaji & Linder 2013, table 2.
+    """
     scale_p, scale_q = p.scale.double(), q.scale.double()
-    excess = (scale_p - scale_q) / scale_q
-    near = excess.abs() < 0.5
-    log_ratio = torch.where(near, torch.log1p(torch.where(near, excess, 0.0)), torch.log(scale_p) - torch.log(scale_q))
-    distance = (p.loc.double() - q.loc.double()) / scale_q
-    value = 0.5 * (expm1mx(2 * log_ratio) + distance * distance)
-    return value.to(result_dtype(p.loc, q.loc))
-
-
-def kl_normal_parameters(mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor, log_var_q: Tensor) -> Tensor:
-    """:func:`kldiv.functional.kl_normal` of log-variances that may be wider than what they come from."""
-    return kl_normal(mean_p, log_var_p, mean_q, log_var_q).to(result_dtype(mean_p, mean_q))
-
-
-def result_dtype(of_p: Tensor, of_q: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(of_p.dtype, of_q.dtype), torch.float32)
+    return kl_normal_scales(torch.zeros_like(scale_p), scale_p, scale_q)
 
 
 def log_variance(scale: Tensor) -> Tensor:
+    """The log-variance of a standard deviation, in ``float64``."""
     return 2 * torch.log(scale.double())
