@@ -1,6 +1,6 @@
 """Differentiable Kullback-Leibler terms for training variational auto-encoders."""
 
-from kldiv import functional
+from kldiv import functional, tables
 from kldiv.distributions import DiagonalNormal, standard_prior
 from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
@@ -34,4 +34,5 @@ __all__ = [
     "kl_divergence",
     "register_kl",
     "standard_prior",
+    "tables",
 ]

@@ -35,6 +35,7 @@ from kldiv.exact import (
     von_mises,
 )
 from kldiv.functional import check_broadcast, kl_normal
+from kldiv.spherical import HypersphericalUniform, PowerSpherical
 
 __all__ = ["kl_divergence", "register_kl"]
 
@@ -252,6 +253,30 @@ def _with_full_covariance(distribution: Distribution, p: Distribution, q: Distri
     return MultivariateNormal(mean.double(), scale_tril=torch.diag_embed(scale), validate_args=False)
 
 
+def kl_uniform_spheres(p: HypersphericalUniform, q: HypersphericalUniform) -> Tensor:
+    r"""Zero: there is one uniform distribution on a sphere.
+
+    Source: Kullback & Leibler 1951.
+    """
+    shape = check_broadcast(p=p.batch_shape, q=q.batch_shape)
+    return torch.zeros(shape, dtype=torch.float64, device=p.mean.device)
+
+
+def kl_power_spherical_to_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Tensor:
+    r"""Of the beta distributions of (1 + m.x)/2; all else is uniform in both.
+
+    .. math:: D_{KL}\left(\mathrm{Beta}(b + \kappa, b) \,\|\, \mathrm{Beta}(b, b)\right), \quad b = \tfrac{d-1}2
+
+    Source: De Cao & Aziz 2020, section 2.2.
+    """
+    kappa = p.concentration.double()
+    half = torch.full_like(kappa, 0.5 * (p.event_shape[-1] - 1))
+    excess = torch.stack([-kappa, torch.zeros_like(kappa)], -1)
+    return dirichlet.kl_dirichlet_concentrations(
+        torch.stack([half + kappa, half], -1), torch.stack([half, half], -1), excess
+    )
+
+
 _OF_UNEQUAL_EVENTS = (discrete.kl_categoricals,)
 
 _PAIRS: dict[tuple[type[Distribution], type[Distribution]], ClosedForm] = {
@@ -260,6 +285,8 @@ _PAIRS: dict[tuple[type[Distribution], type[Distribution]], ClosedForm] = {
     (Normal, DiagonalNormal): kl_normal_to_diagonal_normal,
     (DiagonalNormal, Independent): kl_independent,
     (Independent, DiagonalNormal): kl_independent,
+    (PowerSpherical, HypersphericalUniform): kl_power_spherical_to_uniform,
+    (HypersphericalUniform, HypersphericalUniform): kl_uniform_spheres,
 }
 for _full in (MultivariateNormal, LowRankMultivariateNormal):
     for _diagonal in (Independent, DiagonalNormal):
@@ -267,5 +294,5 @@ for _full in (MultivariateNormal, LowRankMultivariateNormal):
 for _types, _closed_form in _PAIRS.items():
     register_kl(*_types)(_closed_form)
     # pairs with a type of our own are torch's to find as well: torch.distributions.kl_divergence gives the same
-    if DiagonalNormal in _types:
+    if any(kind.__module__.startswith("kldiv.") for kind in _types):
         torch_kl.register_kl(*_types)(_closed_form)  # type: ignore[no-untyped-call]

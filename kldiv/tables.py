@@ -152,7 +152,9 @@ def _shares(p: Tensor, q: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor
     """P, Q and Q - P. The difference is formed from q - p: that of the rounded P and Q would be little but rounding."""
     difference = q - p
     sum_p, sum_q, sum_difference = (table.sum(dims, keepdim=True) for table in (p, q, difference))
-    excess = (difference * sum_p - p * sum_difference) / sum_p / sum_q
+    # unchecked tables may be of any two sums, and then q - p says nothing
+    alike = sum_difference.abs() < 0.5 * sum_p
+    excess = torch.where(alike, difference * sum_p - p * sum_difference, q * sum_p - p * sum_q) / sum_p / sum_q
     return p / sum_p, q / sum_q, excess
 
 
@@ -162,8 +164,7 @@ def _log_shares(p: Tensor, dims: tuple[int, ...]) -> Tensor:
     # an entry of more than half falls short of the total by the sum of the others: 1 - P would lose their digits
     most = p > 0.5 * total
     difference = torch.where(most, -torch.where(most, 0.0, p).sum(dims, keepdim=True), p - total)
-    held = p > 0
-    return log_ratio(torch.where(held, p, total), total, torch.where(held, difference, 0.0))
+    return log_ratio(p, total, torch.where(p > 0, difference, 0.0))
 
 
 def _infinite(p: Tensor, q: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def kl_binomial(p: Binomial, q: Binomial) -> Tensor:
     count_p, count_q = p.total_count.double(), q.total_count.double()
     # where no success is possible, a larger count of p's changes nothing
     fewer = (count_q < count_p) & (chance(p) > 0)
-    value = times(count_p, kl_of_trials(p, q))
+    value = times(torch.where(chance(p) > 0, count_p, count_q), kl_of_trials(p, q))
     if check_once(p, q) and bool((count_p < count_q).any()):
         value = torch.where(count_p < count_q, _sum_over_counts(p, q), value)
     return value.masked_fill(fewer, torch.inf)

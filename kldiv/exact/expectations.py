@@ -39,7 +39,7 @@ from kldiv.exact.discrete import as_logits, given
 from kldiv.exact.gamma import gamma_parameters
 from kldiv.functional import check_broadcast
 from kldiv.incomplete_gamma import exponential_integral, gamma_tail
-from kldiv.log_gamma import EULER, bregman_lgamma, digamma_minus_log, stirling_error
+from kldiv.log_gamma import EULER, bregman_lgamma, digamma_minus_log, stirling_error, trigamma
 from kldiv.special import bregman, expm1mx, kl_term, non_negative, xmlog1p
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -92,6 +92,11 @@ class PositiveExpectations(Expectations):
     def power_gap(self, power: Tensor) -> Tensor:
         """ln E x^power - power E ln x, without cancellation for small ones. Never negative."""
         return self.log_power(power) - power * self.log_mean()
+
+    def variance_of_powers(self) -> Tensor:
+        """Var x from the first two powers."""
+        two = torch.full_like(self.log_mean(), 2.0)
+        return self.mean().square() * torch.expm1(self.power_gap(two) - 2 * self.power_gap(0.5 * two))
 
     def negative_entropy(self) -> Tensor:
         return self.log_negative_entropy() - self.log_mean()
@@ -222,8 +227,7 @@ class OfGamma(PositiveExpectations):
         return self.sign * (digamma - torch.log(self.rate))
 
     def log_variance(self) -> Tensor:
-        trigamma: Tensor = torch.special.zeta(2.0, self.concentration)
-        return trigamma
+        return trigamma(self.concentration)
 
     def log_power(self, power: Tensor) -> Tensor:
         return self.power_gap(power) + power * self.log_mean()
@@ -252,6 +256,8 @@ class OfInverseGamma(OfGamma):
 
 
 class OfWeibull(PositiveExpectations):
+    variance = PositiveExpectations.variance_of_powers
+
     def __init__(self, distribution: Weibull) -> None:
         self.scale, self.concentration = distribution.scale.double(), distribution.concentration.double()
 
@@ -276,6 +282,8 @@ class OfWeibull(PositiveExpectations):
 
 
 class OfLogNormal(PositiveExpectations):
+    variance = PositiveExpectations.variance_of_powers
+
     def __init__(self, distribution: LogNormal) -> None:
         self.loc, self.scale = distribution.loc.double(), distribution.scale.double()
 

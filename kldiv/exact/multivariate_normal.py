@@ -69,6 +69,8 @@ def covariance(distribution: Any) -> Covariance:
     if kind is None or kind == "scale_tril":
         return Covariance("scale_tril", factor.double().tril())  # what is above the diagonal counts nowhere
     given = getattr(distribution, kind)
+    if not given.numel():
+        return Covariance("scale_tril", factor.double())
     # one covariance for a whole batch of means is stored as many; the factor tells how many there are
     given = given[(0,) * (given.ndim - factor.ndim)]
     for dim, size in enumerate(factor.shape[:-2]):
