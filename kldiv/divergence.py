@@ -219,6 +219,8 @@ def kl_diagonal_normals(p: DiagonalNormal, q: DiagonalNormal) -> Tensor:
 def kl_diagonal_normal_to_normal(p: DiagonalNormal, q: Normal) -> Tensor:
     r"""Of scalars, one given by its log-variance.
 
+    .. math:: \tfrac12\left[\varphi(\lambda_p - 2\ln\sigma_q) + \left(\tfrac{\mu_p-\mu_q}{\sigma_q}\right)^2\right]
+
     Source: Kingma & Welling 2014, appendix B.
     """
     return kl_normal(p.mean, p.log_var, q.loc.double(), normal.log_variance(q.scale))
@@ -227,6 +229,8 @@ def kl_diagonal_normal_to_normal(p: DiagonalNormal, q: Normal) -> Tensor:
 def kl_normal_to_diagonal_normal(p: Normal, q: DiagonalNormal) -> Tensor:
     r"""Of scalars, one given by its log-variance.
 
+    .. math:: \tfrac12\left[\varphi(2\ln\sigma_p - \lambda_q) + (\mu_p-\mu_q)^2 e^{-\lambda_q}\right]
+
     Source: Kingma & Welling 2014, appendix B.
     """
     return kl_normal(p.loc.double(), normal.log_variance(p.scale), q.mean, q.log_var)
@@ -234,6 +238,9 @@ def kl_normal_to_diagonal_normal(p: Normal, q: DiagonalNormal) -> Tensor:
 
 def kl_with_full_covariance(p: Distribution, q: Distribution) -> Tensor:
     r"""Of two normal distributions, independent dimensions being a diagonal Cholesky factor.
+
+    .. math:: \tfrac12\left[\sum_i \varphi(2\ln(1 + F_{ii})) + \sum_{i>j} F_{ij}^2
+              + \left|L_q^{-1}(\mu_p - \mu_q)\right|^2\right], \quad F = L_q^{-1} L_p - 1
 
     Source: Kullback 1959, chapter 9.
     """
@@ -256,6 +263,8 @@ def _with_full_covariance(distribution: Distribution, p: Distribution, q: Distri
 def kl_uniform_spheres(p: HypersphericalUniform, q: HypersphericalUniform) -> Tensor:
     r"""Zero: there is one uniform distribution on a sphere.
 
+    .. math:: 0
+
     Source: Kullback & Leibler 1951.
     """
     shape = check_broadcast(p=p.batch_shape, q=q.batch_shape)
@@ -267,7 +276,7 @@ def kl_power_spherical_to_uniform(p: PowerSpherical, q: HypersphericalUniform) -
 
     .. math:: D_{KL}\left(\mathrm{Beta}(b + \kappa, b) \,\|\, \mathrm{Beta}(b, b)\right), \quad b = \tfrac{d-1}2
 
-    Source: De Cao & Aziz 2020, section 2.2.
+    Source: De Cao & Aziz 2020.
     """
     kappa = p.concentration.double()
     half = torch.full_like(kappa, 0.5 * (p.event_shape[-1] - 1))

@@ -90,12 +90,11 @@ def kl_term(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
     near = excess.abs() < 0.5 * p
     x = torch.where(near, excess, 0.0) / torch.where(near, p, 1.0)
     close = p * xmlog1p(x)
-    # harmless where it is not taken: p = q = 1; the logarithm of p where p is 0 is never asked for
-    some = torch.where(near, 1.0, p)
-    held = some > 0
-    logs = torch.log(torch.where(held, some, 1.0)) - torch.log(torch.where(held, torch.where(near, 1.0, q), 1.0))
+    # harmless where it is not taken: p = q = 1; the logarithm of 0 is never asked for
+    held = ~near & (p > 0) & (q > 0)
+    logs = torch.log(torch.where(held, p, 1.0)) - torch.log(torch.where(held, q, 1.0))
     apart = excess + torch.where(held, p * logs, 0.0)
-    return torch.where(near, close, apart)
+    return torch.where(near, close, apart).masked_fill((q == 0) & (p > 0), torch.inf)
 
 
 def bregman(

@@ -13,7 +13,8 @@ subnormal number and n the number of entries that are summed:
 For ten entries that is 3.2e-6 in ``float64``, 3.6e-6 in ``float32``, 0.004 in ``float16`` and 0.03 in ``bfloat16``. The
 check synchronises with the device, once for both tables. ``validate=False`` leaves it out, and so does
 ``torch.compile``; ``torch.func.vmap``, which allows no such check, needs ``validate=False``. Then a table of any
-positive sum is read as P, and the value of anything else means nothing.
+positive sum is read as P (two ``float64`` tables of unlike sums lose the digits in which they are the same), and the
+value of anything else means nothing.
 """
 
 import math
@@ -164,6 +165,7 @@ def _log_shares(p: Tensor, dims: tuple[int, ...]) -> Tensor:
     # an entry of more than half falls short of the total by the sum of the others: 1 - P would lose their digits
     most = p > 0.5 * total
     difference = torch.where(most, -torch.where(most, 0.0, p).sum(dims, keepdim=True), p - total)
+    # a difference of 0 is a logarithm of 0, with a gradient of 0
     return log_ratio(p, total, torch.where(p > 0, difference, 0.0))
 
 

@@ -170,7 +170,9 @@ def test_registering_what_is_no_distribution_raises():
 
 def test_no_closed_form_names_both_types_and_a_call_that_works():
     p, q = StudentT(torch.full((2,), 3.0)), Laplace(torch.zeros(2), 1.0)
-    with pytest.raises(NotImplementedError, match=r"StudentT \|\| Laplace.*kl_quadrature\(p, q\).*register_kl\(StudentT"):
+    with pytest.raises(
+        NotImplementedError, match=r"StudentT \|\| Laplace.*kl_quadrature\(p, q\).*register_kl\(StudentT"
+    ):
         kl_divergence(p, q)
     mixture = MixtureSameFamily(Categorical(torch.ones(4, 3)), Independent(Normal(torch.zeros(4, 3, 2), 1.0), 1))
     with pytest.raises(NotImplementedError, match=r"DiagonalNormal \|\| MixtureSameFamily.*MonteCarloKLLoss"):

@@ -5,7 +5,7 @@ import mpmath
 import pytest
 import torch
 
-from kldiv.functional import kl_normal
+from kldiv.functional import kl_bernoulli, kl_categorical, kl_normal
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -146,3 +146,89 @@ def test_function_transforms():
     _, tangent = torch.func.jvp(kl_normal, parameters, tuple(torch.ones(5) for _ in range(4)))
     gradients = torch.func.grad(lambda *p: kl_normal(*p).sum(), argnums=(0, 1, 2, 3))(*parameters)
     torch.testing.assert_close(tangent, sum(gradients), rtol=1e-4, atol=1e-5)
+
+
+# Logits: values and gradients of both are those of tests/test_exact.py, through the distributions
+
+
+def true_kl_bernoulli(a, b):
+    def sigmoid(x):
+        return 1 / (1 + mpmath.exp(-x))
+
+    a, b = mpmath.mpf(a), mpmath.mpf(b)
+    return sigmoid(a) * mpmath.log(sigmoid(a) / sigmoid(b)) + sigmoid(-a) * mpmath.log(sigmoid(-a) / sigmoid(-b))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-5])
+def test_kl_bernoulli_against_fifty_digits(dtype, tolerance, distance):
+    draw = random.Random(0)
+    for _ in range(200):
+        logits = draw.uniform(-40, 40)
+        others = (logits + 10 * distance * draw.uniform(-1, 1), logits * (1 + distance * draw.uniform(-1, 1)))
+        a, b = (torch.tensor(v, dtype=dtype) for v in (logits, draw.choice(others)))
+        with mpmath.workdps(60):
+            truth = true_kl_bernoulli(a.item(), b.item())
+        assert abs(kl_bernoulli(a, b).item() - truth) <= tolerance * truth
+        with mpmath.workdps(60):
+            to_fair = true_kl_bernoulli(a.item(), 0)
+        assert abs(kl_bernoulli(a).item() - to_fair) <= tolerance * to_fair
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("constant", [0.0, 3.0, 100.0])
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-5])
+def test_kl_categorical_against_fifty_digits_whatever_is_added_to_the_logits(dtype, tolerance, constant, distance):
+    draw = random.Random(0)
+    for _ in range(30):
+        spread = draw.choice((1, 10, 100))
+        a = torch.tensor([spread * draw.uniform(-1, 1) for _ in range(draw.choice((2, 5, 50)))], dtype=dtype)
+        b = a + torch.tensor([distance * draw.uniform(-1, 1) for _ in a], dtype=dtype) + constant
+        with mpmath.workdps(60):
+            logs = []
+            for logits in (a, b):
+                exact = [mpmath.mpf(v) for v in logits.tolist()]
+                total = mpmath.log(sum(map(mpmath.exp, exact)))
+                logs.append([v - total for v in exact])
+            truth = sum(mpmath.exp(p) * (p - q) for p, q in zip(*logs, strict=True))
+        if truth > torch.finfo(dtype).tiny:
+            assert abs(kl_categorical(a, b).item() - truth) <= tolerance * truth
+
+
+def test_logits_at_the_edge():
+    inf = float("inf")
+    a = torch.tensor([-inf, inf, -inf, inf, 0.0, 3.0, -inf, inf])
+    b = torch.tensor([-inf, inf, inf, -inf, inf, -inf, 2.0, -2.0])
+    assert kl_bernoulli(a, b).tolist() == pytest.approx([0, 0, inf, inf, inf, inf, 2.126928, 2.126928])
+    assert kl_bernoulli(torch.tensor(3e38), torch.tensor(-3e38)).item() == pytest.approx(3e38)
+    assert kl_categorical(torch.tensor([0.0, -3e38]), torch.tensor([-3e38, 0.0])).item() == pytest.approx(3e38)
+    a = torch.tensor([[-inf, 0.0, 1.0], [0.0, 0.0, -inf], [-inf, -inf, 0.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    b = torch.tensor([[-inf, 1.0, 1.0], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [-inf, 0.0, 0.0]], requires_grad=True)
+    value = kl_categorical(a, b)
+    assert value.tolist() == pytest.approx([0.110944, 0.405465, 1.098612, inf], rel=1e-5)
+    gradients = torch.autograd.grad(value[:3].sum(), (a, b))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients[1][1].tolist() == pytest.approx([-1 / 6, -1 / 6, 1 / 3])
+
+
+def test_logits_in_half_precision_and_dims():
+    a, b = torch.randn(3, 5, 2).half(), torch.randn(5, 1).half()
+    value = kl_categorical(a, b, dim=-2)
+    assert (value.shape, value.dtype) == ((3, 2), torch.float32)
+    torch.testing.assert_close(value, kl_categorical(a.float().mT, b.float().mT))
+    assert kl_bernoulli(a).dtype == torch.float32
+    torch.testing.assert_close(kl_categorical(a.float(), dim=1), kl_categorical(a.float(), torch.zeros(5, 1), dim=-2))
+
+
+def test_unequal_numbers_of_categories_raise_with_both_shapes():
+    with pytest.raises(ValueError, match=r"\(4, 3\) has 3 categories along dim=-1 and logits_q \(1,\) 1"):
+        kl_categorical(torch.zeros(4, 3), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"logits_p \(4,\), logits_q \(3,\)"):
+        kl_bernoulli(torch.zeros(4), torch.zeros(3))
+
+
+def test_gradients_of_logits():
+    leaves = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for divergence in (kl_bernoulli, kl_categorical):
+        assert torch.autograd.gradcheck(divergence, leaves)
+        assert torch.autograd.gradgradcheck(divergence, leaves)

@@ -311,6 +311,13 @@ def test_the_tolerance_takes_what_a_softmax_gives(dtype, size):
     torch.testing.assert_close(entropy(p), entropy(p.double() / p.double().sum(-1, keepdim=True)).to(entropy(p).dtype))
 
 
+def test_the_tolerance_takes_a_uniform_table_of_subnormal_numbers():
+    size = 550_000  # an entry is 30.5 times the smallest number of float16
+    uniform = torch.full((size,), 1 / size, dtype=torch.float16)
+    assert abs(uniform.double().sum() - 1) > 0.01
+    assert entropy(uniform).item() == pytest.approx(math.log(size), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), list(zip(DTYPES, [1.41e-6, 1.89e-6, 3.9e-3, 3.1e-2], strict=True)), ids=str
 )

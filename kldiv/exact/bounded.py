@@ -14,7 +14,7 @@ def kl_uniform(p: Uniform, q: Uniform) -> Tensor:
 
     .. math:: \ln\frac{b_q - a_q}{b_p - a_p}
 
-    Source: Gil, Alajaji & Linder 2013, table 2.
+    Source: Gil, Alajaji & Linder 2013.
     """
     low_p, high_p, low_q, high_q = (bound.double() for bound in (p.low, p.high, q.low, q.high))
     below, above = low_p - low_q, high_q - high_p
@@ -29,7 +29,7 @@ def kl_pareto(p: Pareto, q: Pareto) -> Tensor:
     .. math:: \varphi\left(\ln\tfrac{\alpha_q}{\alpha_p}\right) + \alpha_q\ln\tfrac{m_p}{m_q},
               \quad \varphi(u) = e^u - 1 - u
 
-    Source: Gil, Alajaji & Linder 2013, table 2, regrouped.
+    Source: Gil, Alajaji & Linder 2013, regrouped.
     """
     scale_p, scale_q, alpha_p, alpha_q = (value.double() for value in (p.scale, q.scale, p.alpha, q.alpha))
     value = expm1mx(log_ratio(alpha_q, alpha_p)) + alpha_q * log_ratio(scale_p, scale_q)

@@ -47,7 +47,9 @@ def kl_dirichlet(p: Dirichlet, q: Dirichlet) -> Tensor:
 
 @register_kl(Beta, Beta)
 def kl_beta(p: Beta, q: Beta) -> Tensor:
-    """Of the Dirichlet distributions of the two shares.
+    r"""Of the Dirichlet distributions of the two shares x and 1 - x.
+
+    .. math:: \sum_{k=1}^2 \left[\beta_k\,\varphi(d_k) + B_g(\beta_k, \alpha_k)\right] - B_g(\beta_0, \alpha_0)
 
     Source: Penny 2001.
     """

@@ -118,7 +118,7 @@ def kl_poisson(p: Poisson, q: Poisson) -> Tensor:
 
     .. math:: \lambda_p\ln\frac{\lambda_p}{\lambda_q} - \lambda_p + \lambda_q
 
-    Source: Kullback 1959, chapter 8.
+    Source: Kullback 1959, chapter 7.
     """
     return kl_term(p.rate.double(), q.rate.double())
 

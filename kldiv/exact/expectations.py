@@ -555,6 +555,8 @@ def kl_gamma_weibull(p: Gamma, q: Weibull) -> Tensor:
 def kl_beta_uniform(p: Beta, q: Uniform) -> Tensor:
     r"""That to Beta(1, 1) and the width of q's interval, where that holds (0, 1); else infinite.
 
+    .. math:: D_{KL}(p\|\mathrm{Beta}(1,1)) + \ln(b - a)
+
     Source: Kullback & Leibler 1951.
     """
     return _to_uniform(OfBeta(p).negative_entropy(), q)
@@ -563,6 +565,8 @@ def kl_beta_uniform(p: Beta, q: Uniform) -> Tensor:
 @register_kl(ContinuousBernoulli, Uniform)
 def kl_continuous_bernoulli_uniform(p: ContinuousBernoulli, q: Uniform) -> Tensor:
     r"""That to logits of 0 and the width of q's interval, where that holds (0, 1); else infinite.
+
+    .. math:: B_A(0, \eta) + \ln(b - a), \quad A(\eta) = \ln\frac{e^\eta - 1}{\eta}
 
     Source: Loaiza-Ganem & Cunningham 2019.
     """
@@ -645,6 +649,8 @@ def kl_uniform_pareto(p: Uniform, q: Pareto) -> Tensor:
 
 def infinite(p: Any, q: Any) -> Tensor:
     r"""Infinite: p has mass where q has none, whatever their parameters.
+
+    .. math:: \infty
 
     Source: Kullback & Leibler 1951.
     """

@@ -27,7 +27,7 @@ def kl_exponential(p: Exponential, q: Exponential) -> Tensor:
 
     .. math:: \varphi\left(\ln\tfrac{\lambda_q}{\lambda_p}\right), \quad \varphi(u) = e^u - 1 - u
 
-    Source: Gil, Alajaji & Linder 2013, table 2.
+    Source: Gil, Alajaji & Linder 2013.
     """
     return expm1mx(log_ratio(q.rate.double(), p.rate.double()))
 
@@ -44,7 +44,7 @@ def kl_gamma(p: Distribution, q: Distribution) -> Tensor:
 
     with :math:`B_g` the Bregman divergence of g: how the means differ, and how the shapes do.
 
-    Source: Gil, Alajaji & Linder 2013, table 2, regrouped.
+    Source: Gil, Alajaji & Linder 2013, regrouped.
     """
     concentration_p, rate_p = gamma_parameters(p)
     concentration_q, rate_q = gamma_parameters(q)

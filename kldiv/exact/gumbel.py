@@ -19,7 +19,7 @@ def kl_gumbel(p: Gumbel, q: Gumbel) -> Tensor:
     with :math:`B_{\ln\Gamma}` the Bregman divergence of the log-gamma function.
 
     Source: Bauckhage 2013, "Computing the Kullback-Leibler divergence between two generalized gamma distributions" and
-    Gil, Alajaji & Linder 2013, table 2, regrouped.
+    Gil, Alajaji & Linder 2013, regrouped.
     """
     scale_p, scale_q = p.scale.double(), q.scale.double()
     return _kl_gumbel((q.loc.double() - p.loc.double()) / scale_q, (scale_p - scale_q) / scale_q, scale_p / scale_q)
@@ -30,6 +30,9 @@ def kl_gumbel(p: Gumbel, q: Gumbel) -> Tensor:
 @register_kl(Exponential, Weibull)
 def kl_weibull(p: Distribution, q: Distribution) -> Tensor:
     r"""Of the Gumbel distributions of -ln x, with :math:`\mu = -\ln\lambda` and :math:`s = 1/k`.
+
+    .. math:: \varphi(u) + B_{\ln\Gamma}(r, 1), \quad r = \tfrac{k_q}{k_p}, \quad
+              u = k_q\ln\tfrac{\lambda_p}{\lambda_q} + \ln\Gamma(1 + r), \quad \varphi(u) = e^u - 1 - u
 
     An exponential distribution of rate :math:`\beta` is a Weibull distribution of scale :math:`1/\beta` and k = 1.
 

@@ -18,7 +18,7 @@ def kl_kumaraswamy_beta(p: Kumaraswamy, q: Beta) -> Tensor:
 
     and, where the two are far apart, of ln(p/q) itself. The closed form is an infinite series, slow for small b.
 
-    Source: Nalisnick & Smyth 2017, equation 13; the rule: Takahasi & Mori 1974.
+    Source: Nalisnick & Smyth 2017; the rule: Takahasi & Mori 1974.
     """
     a, b, alpha, beta = (
         value.double()[..., None] for value in (p.concentration1, p.concentration0, q.concentration1, q.concentration0)

@@ -15,7 +15,7 @@ def kl_laplace(p: Laplace, q: Laplace) -> Tensor:
     .. math:: \varphi(\ln r) + r\,\varphi(-t), \quad r = \tfrac{b_p}{b_q}, \quad t = \tfrac{|\mu_p - \mu_q|}{b_p},
               \quad \varphi(u) = e^u - 1 - u
 
-    Source: Gil, Alajaji & Linder 2013, table 2, regrouped.
+    Source: Gil, Alajaji & Linder 2013, regrouped.
     """
     scale_p, scale_q = p.scale.double(), q.scale.double()
     distance = (p.loc.double() - q.loc.double()).abs()

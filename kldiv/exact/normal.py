@@ -28,7 +28,10 @@ def kl_normal_normal(p: Normal, q: Normal) -> Tensor:
 
 @register_kl(LogNormal, LogNormal)
 def kl_log_normals(p: LogNormal, q: LogNormal) -> Tensor:
-    """Of the normal distributions of the logarithm.
+    r"""Of the normal distributions of the logarithm.
+
+    .. math:: \tfrac12\left[\varphi\left(2\ln\tfrac{\sigma_p}{\sigma_q}\right)
+              + \left(\tfrac{\mu_p - \mu_q}{\sigma_q}\right)^2\right], \quad \varphi(u) = e^u - 1 - u
 
     Source: a shared invertible map leaves a KL divergence as it is (Kullback & Leibler 1951, theorem 4.1).
     """
@@ -41,7 +44,7 @@ def kl_half_normals(p: HalfNormal, q: HalfNormal) -> Tensor:
 
     .. math:: \tfrac12\,\varphi\left(2\ln\tfrac{\sigma_p}{\sigma_q}\right), \quad \varphi(u) = e^u - 1 - u
 
-    Source: Gil, Alajaji & Linder 2013, table 2.
+    Source: Gil, Alajaji & Linder 2013.
     """
     scale_p, scale_q = p.scale.double(), q.scale.double()
     return kl_normal_scales(torch.zeros_like(scale_p), scale_p, scale_q)
