@@ -6,6 +6,7 @@ from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
 from kldiv.importance import LogLikelihood, importance_log_likelihood
 from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
+from kldiv.monte_carlo import KLEstimate, estimate_kl
 from kldiv.reconstruction import BernoulliNLL, GaussianNLL, NegativeLogLikelihood
 from kldiv.schedules import LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
@@ -21,6 +22,7 @@ __all__ = [
     "GaussianKLLoss",
     "GaussianNLL",
     "HypersphericalUniform",
+    "KLEstimate",
     "KLTerm",
     "LinearWarmup",
     "LogLikelihood",
@@ -29,6 +31,7 @@ __all__ = [
     "PowerSpherical",
     "Schedule",
     "attach",
+    "estimate_kl",
     "functional",
     "importance_log_likelihood",
     "kl_divergence",

@@ -148,10 +148,8 @@ def _no_closed_form(p: Distribution, q: Distribution) -> str:
     types = f"{type(p).__name__}, {type(q).__name__}"
     if _is_continuous_scalar(p) and _is_continuous_scalar(q):
         otherwise = "Integrate it, kldiv.kl_quadrature(p, q), or register"
-    elif p.has_rsample:
-        otherwise = "Estimate it, kldiv.MonteCarloKLLoss(num_samples=64)(p, q), or register"
     else:
-        otherwise = "Register"
+        otherwise = "Estimate it, kldiv.estimate_kl(p, q, num_samples=64), or register"
     return (
         f"No closed form of D_KL({type(p).__name__} || {type(q).__name__}) is known. {otherwise} one: "
         f"@kldiv.register_kl({types})"

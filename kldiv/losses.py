@@ -7,6 +7,7 @@ from torch.distributions import Distribution
 from kldiv.distributions import factorise, standard_prior, widened, with_event_dims
 from kldiv.divergence import is_registered_by_user, kl_divergence
 from kldiv.functional import check_broadcast, kl_normal
+from kldiv.monte_carlo import check_options
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.special import widen
 
@@ -190,15 +191,7 @@ class MonteCarloKLLoss(KLTerm):
         reduction: str = "batchmean",
     ) -> None:
         super().__init__(reduction)
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: at least one sample is needed")
-        for name, option, known in (
-            ("value", value, ("k1",)),
-            ("gradient", gradient, ("pathwise",)),
-            ("sampler", sampler, ("iid",)),
-        ):
-            if option not in known:
-                raise ValueError(f"{name}={option!r} is none of {', '.join(map(repr, known))}")
+        check_options(num_samples, value, gradient, sampler)
         self.num_samples, self.value, self.gradient, self.sampler = num_samples, value, gradient, sampler
 
     def unreduced(

@@ -175,7 +175,7 @@ def test_no_closed_form_names_both_types_and_a_call_that_works():
     ):
         kl_divergence(p, q)
     mixture = MixtureSameFamily(Categorical(torch.ones(4, 3)), Independent(Normal(torch.zeros(4, 3, 2), 1.0), 1))
-    with pytest.raises(NotImplementedError, match=r"DiagonalNormal \|\| MixtureSameFamily.*MonteCarloKLLoss"):
+    with pytest.raises(NotImplementedError, match=r"DiagonalNormal \|\| MixtureSameFamily.*estimate_kl\(p, q"):
         kl_divergence(DiagonalNormal(torch.zeros(4, 2), torch.zeros(4, 2)), mixture)
     low_rank = LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2))
     with pytest.raises(NotImplementedError, match="Independent"):
@@ -196,7 +196,7 @@ def test_nothing_of_torch_is_overridden():
     functions = {pair: form.__module__ for pair, form in torch.distributions.kl._KL_REGISTRY.items()}
     ours = [pair for pair, module in functions.items() if module.startswith("kldiv")]
     assert ours
-    assert all(DiagonalNormal in pair for pair in ours)
+    assert all(any(kind.__module__.startswith("kldiv") for kind in pair) for pair in ours)
 
 
 @pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-6, 1e-8])
