@@ -7,6 +7,7 @@ from kldiv.elbo import ELBOLoss, ELBOTerms
 from kldiv.importance import LogLikelihood, importance_log_likelihood
 from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
 from kldiv.monte_carlo import KLEstimate, estimate_kl
+from kldiv.quadrature import kl_quadrature
 from kldiv.reconstruction import BernoulliNLL, GaussianNLL, NegativeLogLikelihood
 from kldiv.schedules import LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
@@ -35,6 +36,7 @@ __all__ = [
     "functional",
     "importance_log_likelihood",
     "kl_divergence",
+    "kl_quadrature",
     "register_kl",
     "standard_prior",
     "tables",

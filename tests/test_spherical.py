@@ -5,10 +5,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, special, stats
+from torch.distributions import Distribution
 from torch.nn.functional import normalize
 
 from kldiv import HypersphericalUniform, PowerSpherical
 from kldiv.spherical import sphere
+
+
+@pytest.fixture(autouse=True)
+def _validation(monkeypatch):
+    # as it is by default; torch.compile, in another test, switches it off for the whole process
+    monkeypatch.setattr(Distribution, "_validate_args", True)
 
 
 def unit_vectors(*shape, seed=0, dtype=torch.float64):

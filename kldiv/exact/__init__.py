@@ -40,8 +40,12 @@ def register_kl(type_p: type[Distribution], type_q: type[Distribution]) -> Calla
 
 
 def check_once(p: Distribution, q: Distribution) -> bool:
-    """Whether values may be looked at, which waits for the device: not with ``validate_args=False``, nor in a graph."""
-    return bool(p._validate_args and q._validate_args) and not torch.compiler.is_compiling()
+    """Whether values may be looked at, which waits for the device: not with ``validate_args=False``, nor in a graph.
+
+    What the distributions were given counts, not the default, which torch.compile switches off for the whole process.
+    """
+    given = all(distribution.__dict__.get("_validate_args", True) for distribution in (p, q))
+    return given and not torch.compiler.is_compiling()
 
 
 def no_form_for_these(p: Distribution, q: Distribution, reason: str = "") -> NotImplementedError:
