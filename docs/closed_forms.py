@@ -11,7 +11,7 @@ from pathlib import Path
 
 import kldiv
 from kldiv.exact import CLOSED_FORMS, ClosedForm
-from kldiv.exact.expectations import infinite
+from kldiv.exact.two_families import infinite
 
 PAGE = Path(__file__).with_name("closed-forms.md")
 

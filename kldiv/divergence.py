@@ -23,7 +23,6 @@ from kldiv.exact import (
     continuous_bernoulli,
     dirichlet,
     discrete,
-    expectations,
     gamma,
     gumbel,
     kumaraswamy,
@@ -32,6 +31,7 @@ from kldiv.exact import (
     no_form_for_these,
     normal,
     register_kl,
+    two_families,
     von_mises,
 )
 from kldiv.functional import check_broadcast, kl_normal
@@ -51,7 +51,7 @@ FAMILIES = (
     continuous_bernoulli,
     discrete,
     multivariate_normal,
-    expectations,
+    two_families,
 )
 """The modules whose closed forms entered themselves into the registry when they were imported."""
 

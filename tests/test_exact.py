@@ -47,7 +47,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kldiv import HypersphericalUniform, PowerSpherical, kl_divergence
 from kldiv.divergence import find_closed_form
 from kldiv.exact import CLOSED_FORMS
-from kldiv.exact.expectations import infinite
+from kldiv.exact.two_families import infinite
 from tests.oracles import CROSS, FAMILIES, stored, tolerance, true_gradients, true_kl
 
 DTYPES = (torch.float32, torch.float64)
@@ -248,6 +248,7 @@ TORCH_FAILS = {
     "concentrated Dirichlet": (Dirichlet(torch.full((5,), 1e4)), Dirichlet(torch.full((5,), 1.001e4))),
     "Poisson of rate 0": (Poisson(torch.tensor(0.0)), Poisson(torch.tensor(1.0))),
     "certain Binomial": (Binomial(10, torch.tensor(1.0)), Binomial(10, torch.tensor(0.5))),
+    "Bernoulli to a rare one": (Bernoulli(torch.tensor(0.5)), Bernoulli(torch.tensor(1e-10))),
     "rare Geometric": (Geometric(torch.tensor(1e-6)), Geometric(torch.tensor(1.001e-6))),
     "ContinuousBernoulli to Uniform": (ContinuousBernoulli(torch.tensor(0.3)), Uniform(*f32(0.0, 1.0))),
     "Uniform to ContinuousBernoulli": (Uniform(*f32(0.0, 1.0)), ContinuousBernoulli(torch.tensor(0.3))),
@@ -272,9 +273,18 @@ def test_where_torch_fails(name):
     assert not torch.isclose(theirs, kl_divergence(p, q), rtol=1e-4, atol=0)
 
 
-def test_equal_wide_cauchys():
-    p = Cauchy(*f32(0.0, 1e25))
-    assert kl_divergence(p, p).item() == 0
+def test_equals_where_torch_fails():
+    for p in (Cauchy(*f32(0.0, 1e25)), Geometric(torch.tensor(1e-6))):
+        assert kl_divergence(p, p).item() == 0
+        assert torch.distributions.kl_divergence(p, p).item() != 0
+
+
+def test_infinite_elements_of_a_broadcast_batch_stay_in_their_places():
+    p, q = Bernoulli(torch.tensor([[0.5, 0.0], [1.0, 0.0]])), Bernoulli(torch.tensor([0.0, 0.5]))
+    assert kl_divergence(p, q).tolist() == [
+        [math.inf, pytest.approx(math.log(2))],
+        [math.inf, pytest.approx(math.log(2))],
+    ]
 
 
 def test_half_precision_scales_that_overflow():
