@@ -330,6 +330,27 @@ def test_certain_outcomes():
     )
 
 
+EXTREMES = {torch.float32: (1e-38, 1e-20, 1.0, 1e20, 3e38), torch.float64: (1e-120, 1e-60, 1.0, 1e60, 1e120)}
+POSITIVE = (Exponential, Gamma, InverseGamma, Beta, Weibull, Pareto, HalfNormal, Poisson)
+LOCATED = (Normal, Laplace, Gumbel, Cauchy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "types", [t for t in CLOSED_FORMS if all(kind in POSITIVE + LOCATED for kind in t)], ids=lambda t: str(t)
+)
+def test_never_nan_and_never_negative_at_the_ends_of_the_range(types, dtype):
+    def extreme(kind, shape):
+        numbers = EXTREMES[dtype]
+        located = [(0.0, 1.0, -numbers[-1])] if kind in LOCATED else []
+        several = len(kind.arg_constraints) - len(located)
+        values = zip(*itertools.product(*located, *[numbers] * several), strict=True)
+        return kind(*(torch.tensor(v, dtype=dtype).reshape(shape) for v in values), validate_args=False)
+
+    value = kl_divergence(extreme(types[0], (-1, 1)), extreme(types[1], (-1,)))
+    assert (value >= 0).all()
+
+
 # Shapes, dtypes, options
 
 

@@ -313,7 +313,7 @@ class OfPareto(PositiveExpectations):
     def variance(self) -> Tensor:
         finite = self.alpha > 2
         alpha = torch.where(finite, self.alpha, 3.0)
-        return torch.where(finite, self.scale.square() * alpha / ((alpha - 1).square() * (alpha - 2)), torch.inf)
+        return torch.where(finite, (self.scale / (alpha - 1)).square() * (alpha / (alpha - 2)), torch.inf)
 
     def mean(self) -> Tensor:
         finite = self.alpha > 1

@@ -23,7 +23,8 @@ def kl_laplace(p: Laplace, q: Laplace) -> Tensor:
     # far apart r (e^-t - 1 + t) is |mu_p - mu_q| / b_q but for r, which alone may overflow
     close = scale_p / scale_q * expm1mx(-t.clamp(max=1.0))
     apart = distance / scale_q + scale_p / scale_q * torch.expm1(-t)
-    return expm1mx(log_ratio(scale_p, scale_q)) + torch.where(t < 1, close, apart)
+    scales = expm1mx(log_ratio(scale_p, scale_q))
+    return scales + torch.where(t < 1, close, apart).masked_fill(scales.isinf(), 0)
 
 
 @register_kl(Cauchy, Cauchy)

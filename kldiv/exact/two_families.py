@@ -63,7 +63,7 @@ def kl_to_normal(p: Expectations, q: Normal) -> Tensor:
     """
     loc, scale = q.loc.double(), q.scale.double()
     distance = (p.mean() - loc) / scale
-    spread = p.variance() / scale.square() + distance * distance
+    spread = (p.variance() / scale) / scale + distance * distance
     return p.negative_entropy() + 0.5 * _LOG_2PI + torch.log(scale) + 0.5 * spread
 
 
@@ -88,7 +88,7 @@ def kl_to_gumbel(p: Expectations, q: Gumbel) -> Tensor:
     """
     loc, scale = q.loc.double(), q.scale.double()
     gap = p.cumulant_gap(1 / scale)
-    v = gap + (loc - p.mean()) / scale
+    v = torch.where(gap.isinf(), 0.0, gap) + (loc - p.mean()) / scale
     return p.negative_entropy() + torch.log(scale) + 1 + expm1mx(v) + gap
 
 
