@@ -41,7 +41,8 @@ def kl_normal(
         ratio, error = exact_difference(log_var, wide["log_var_q"])
         # one step of Taylor's series; the clamp keeps 0 * inf away where the first term is infinite already
         top = 88.72 if ratio.dtype == torch.float32 else 709.7
-        spread = expm1mx(ratio) + error * torch.expm1(ratio.clamp(max=top))
+        # for what expm1mx has at infinity too, where an error of the size of the log-variances could outgrow it
+        spread = expm1mx(ratio) + torch.where(ratio < top, error * torch.expm1(ratio.clamp(max=top)), 0.0)
         distance = standardise(mean, wide["log_var_q"])
     else:
         spread, distance = expm1mx(log_var), mean

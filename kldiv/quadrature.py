@@ -68,8 +68,8 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
     centers and ends may be stepped over. With less than 1e-6 of the mass it is missed without an error, and the result
     lacks its mass times its log-ratio. A density narrower than 1e-11 of its location has too few numbers to be
     resolved. Points reach 1e150 from a center: tails with more than 1e-6 of the mass or of the divergence beyond raise,
-    such as those of Student's t with 0.05 degrees of freedom. Where ends of p and q coincide the derivative by an end
-    is that of the two moving together.
+    such as those of Student's t with 0.05 degrees of freedom. Where ends of p and q that move
+    coincide, the divergence has one-sided derivatives by them only, and they are not given.
 
     **What it costs.** Both densities at some 5000 points a pair, a quarter of them with the graph, and at 2500 more for
     each further component or end of a support. The check waits for the device, once and after each further round of

@@ -70,6 +70,9 @@ def test_the_copied_formula_fails_where_this_one_does_not():
         ((0.0, 100.0, 0.0, 0.0), float("inf")),
         ((0.0, 3e38, 0.0, -3e38), float("inf")),
         ((0.0, float("-inf"), 0.0, 0.0), float("inf")),
+        ((0.0, 5e7, 0.0, 1.5), float("inf")),  # whose difference is rounded by more than 1
+        ((0.0, 1e30, 0.0, 200.0), float("inf")),
+        ((0.0, 1.5, 0.0, 5e7), 2.5e7),
     ],
 )
 def test_at_the_edge_of_the_range(parameters, truth):

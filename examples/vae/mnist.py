@@ -69,7 +69,10 @@ def read_idx(folder: Path, name: str, dims: int) -> Tensor:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    try:
+        return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _download(target: Path, names: list[str]) -> None:

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def write_report(
     figures = draw_figures(model, images, result.kl_per_dimension, run / "metrics.csv", run / "figures")
     config = (run / "config.yaml").read_text()
     _write(run / "report.html", _page(run.name, summary, figures, config))
-    _write(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    # JSON has no infinity, which the standard error of one sample is
+    finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in summary.items()}
+    _write(run / "summary.json", json.dumps(finite, indent=2) + "\n")
     return summary
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,7 @@ class TrainCLI(LightningCLI):
             "seed": self.seed,
         }
         images = self.datamodule.splits["test"][0].to(device)
+        print(f"Evaluating on {len(images)} test images", flush=True)
         summary = write_report(self.model.to(device), images, self.run, self._option("importance_samples"), facts)
         print(f"\n{table(summary)}\n\n{self.run / 'report.html'}")
 
@@ -126,10 +128,20 @@ class TrainCLI(LightningCLI):
                 sample = posterior.rsample()
                 self.model.elbo.reconstruction.per_example(self.model.decoder(sample), images)
                 self.model.elbo.kl.unreduced(posterior, None, sample)
-            self.model.optimizer(self.model.parameters())
+            optimizer = self.model.optimizer(self.model.parameters())
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])
             raise InputError(f"the model cannot be trained on images of shape {shape}: {error}") from error
+        if self.checkpoint is not None:
+            ours, theirs = (
+                [sorted(group) for group in state["param_groups"]]
+                for state in (optimizer.state_dict(), self.checkpoint["optimizer_states"][0])
+            )
+            if ours != theirs:
+                raise InputError(
+                    f"the checkpoint is of another optimiser: {type(optimizer).__name__} has the options {ours} and "
+                    f"{self._option('ckpt_path')} {theirs}"
+                )
 
     def _run_folder(self) -> Path:
         path = self._option("ckpt_path")
@@ -142,6 +154,8 @@ class TrainCLI(LightningCLI):
             config.pop("config", None)
             config["ckpt_path"] = None
             parser = self._parser(self.subcommand)
+            if not os.access(run, os.W_OK):
+                raise InputError(f"the folder of the run, {run}, is not writable")
             parser.save(config, run / "config.yaml", overwrite=True, multifile=False, skip_validation=True)
         return run
 
@@ -183,7 +197,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"the checkpoint {path} does not exist")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch reads numbers without a look at their check sums
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(damaged)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise InputError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch, pickle and zipfile raise a dozen kinds
         raise InputError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or none"
@@ -239,6 +258,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         print(f"error: {condensed(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except SIGTERMException:
         return 128 + signal.SIGTERM  # the shell's convention; Lightning would end with 0
     except (InputError, MisconfigurationException) as error:

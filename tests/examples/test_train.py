@@ -225,6 +225,26 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path, capfd, content):
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoints"]
 
 
+def test_a_checkpoint_with_a_flipped_byte_is_named(trained, tmp_path, capfd):
+    content = bytearray((trained / "checkpoints" / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 0xFF  # among the numbers, which torch would read
+    path = tmp_path / "flipped.ckpt"
+    path.write_bytes(content)
+    assert fit(tmp_path / "runs", "--ckpt_path", path) != 0
+    assert f"the checkpoint {path} cannot be read (BadZipFile)" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_checkpoint_of_another_optimiser_leaves_the_run_as_it_was(trained, tmp_path, capfd):
+    before = (trained / "config.yaml").read_text()
+    options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.init_args.lr", "0.01"]
+    assert fit(tmp_path, "--ckpt_path", trained / "checkpoints" / "last.ckpt", *options) != 0
+    error = capfd.readouterr().err
+    assert "the checkpoint is of another optimiser: SGD" in error
+    assert "Traceback" not in error
+    assert (trained / "config.yaml").read_text() == before
+
+
 def test_the_checkpoint_of_another_model_or_of_something_else(trained, tmp_path, capfd):
     last = trained / "checkpoints" / "last.ckpt"
     before = metrics(trained)
