@@ -61,7 +61,10 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
 
     The truth is that of the parameters on the objects, read as real numbers and used as they were given: logits,
     probabilities, log-variances, covariances. Computed in ``float64``, never negative and never NaN; ``inf`` where q
-    has no mass and p has some.
+    has no mass and p has some. Relative errors are those of the result's dtype, and below 1e-12 in ``float64`` (1e-10
+    where special functions are needed), however close the two are. Only where one is given by what the other's
+    logarithm is (probabilities and logits, standard deviations and log-variances) a logarithm has to be rounded, which
+    costs 1e-16 over the relative distance of the two.
 
     Args:
         p, q: distributions whose batch shapes broadcast together, of one event shape. In a VAE the posterior comes
