@@ -79,7 +79,7 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
 
     >>> from torch.distributions import Exponential, HalfNormal
     >>> kl_quadrature(Exponential(torch.tensor([1.0, 2.0])), HalfNormal(1.0))
-    tensor([0.2258, 0.6689])
+    tensor([0.2258, 0.1689])
     """
     for name, given in (("p", p), ("q", q)):
         _check(name, given)
@@ -279,14 +279,17 @@ class _Rays:
         near = log_r < 30
         kl = log_p + torch.where(near, expm1mx(torch.where(near, log_r, 0.0)), 1.0).log()
         log = log_jacobian + torch.where(near, kl, log_q)
-        # the outermost point where all are numbers, and the next
-        known = log_p.isfinite() & log.isfinite() & meets[:, None]
-        at = known[:, :-1].to(torch.int64).argmax(1, keepdim=True)
+        # a p beyond numbers leaves q, which says nothing where it is small
+        number = log.isfinite() & (log_p.isfinite() | (log > _VOID)) & meets[:, None]
+        # the outermost point where there is something left, and the next
+        left = (number & (log > _VOID))[:, :-1]
+        at = left.to(torch.int64).argmax(1, keepdim=True)
         here, next_in = log.gather(1, at)[:, 0], log.gather(1, at + 1)[:, 0]
-        matters = known[:, :-1].any(1) & next_in.isfinite() & (here > _VOID)
-        decay = torch.where(matters, (next_in - here) / (0.1 * last.abs()), 1.0)
-        beyond = torch.where(matters & (decay >= _DECAY), here.exp() / decay, 0.0)
-        return (matters & (decay < _DECAY)).any(0), beyond.sum(0)
+        outermost = (at == 0)[:, 0] | ~number.gather(1, (at - 1).clamp(min=0))[:, 0]
+        remains = left.any(1) & outermost & next_in.isfinite()
+        decay = torch.where(remains, (next_in - here) / (0.1 * last.abs()), math.inf)
+        beyond = torch.where(remains & (decay >= _DECAY), here.exp() / decay, 0.0)
+        return (decay < _DECAY).any(0), beyond.sum(0)
 
 
 class _Panels(NamedTuple):
@@ -647,7 +650,7 @@ _EPS = 2.0**-52
 _TOLERANCE, _FLOOR = 1e-6, 1e-16  # by how much the rules may differ, relative and absolute
 _NEGLIGIBLE = 1e-17  # what a panel holds that is left out in the end
 _STARVED = 1e-30  # p's mass where q is zero: below, q is rather a number too small
-_VOID = -90.0  # of ln integrand per ln distance: a smaller one leaves nothing
+_VOID = -90.0  # ln of an integrand that is nothing
 _DECAY = 4e-3  # of ln integrand per ln distance: a slower one is none
 _CURVED = 3e-4  # by how much ln density may be off a power law, relative to a step of it
 _PIECE = 2**18
