@@ -291,6 +291,15 @@ def test_mixtures_of_normals(narrow):
     assert relative_error(kl_quadrature(q, p), integral(log_q, log_p, points)) < 1e-9
 
 
+def test_a_component_too_small_and_narrow_to_be_met_by_chance():
+    weights, means, scales = [0.999, 0.001], [0.0, 3.21], [1.0, 1e-9]
+    p = MixtureSameFamily(Categorical(*doubles(weights)), Normal(*doubles(means, scales)))
+    log_p = log_mixture(weights, [log_normal_density(mpf(m), mpf(s)) for m, s in zip(means, scales, strict=True)])
+    points = [-40, -3, 0, *(3.21 + k * 1e-9 for k in (-1000, -30, -10, -3, 0, 3, 10, 30, 1000)), 40]
+    truth = integral(log_p, log_normal_density(0, 1), points)
+    assert relative_error(kl_quadrature(p, Normal(*doubles(0.0, 1.0))), truth) < 1e-7
+
+
 @pytest.mark.parametrize(
     ("p", "q"), [((0.3, 0.2), (0.5, 0.1)), ((2.0, 3.0), (1.5, 0.2)), ((0.1, 5.0), (0.10001, 5.0001)), ((5, 40), (2, 3))]
 )
@@ -526,6 +535,7 @@ def test_gradcheck_of_mixtures_and_transforms():
         return kl_quadrature(p, Normal(mean, 3.0))
 
     assert torch.autograd.gradcheck(of_moving_ends, leaves([1.0, 1.5], [2.0, 4.0], 0.5))
+    assert torch.autograd.gradcheck(of_moving_ends, leaves([1.0, 2.5], [2.0, 4.0], 0.5))  # nothing between 2 and 2.5
 
     def of_transform(rate, loc, scale, mean):
         return kl_quadrature(
@@ -534,6 +544,18 @@ def test_gradcheck_of_mixtures_and_transforms():
 
     assert torch.autograd.gradcheck(of_transform, leaves(1.0, 1.0, -0.4, 0.5))
     assert torch.autograd.gradgradcheck(of_transform, leaves(1.0, 1.0, -0.4, 0.5))
+
+
+def test_gradients_where_a_density_overflows_to_zero():
+    # (x / scale)^50 is no number where q still has mass, nor is its derivative
+    scale, concentration = leaves(1.0, 50.0)
+    kl_quadrature(Weibull(scale, concentration), HalfCauchy(*doubles(1.0))).backward()
+    assert concentration.grad.isfinite()
+    step = 1e-4
+    below, above = (
+        kl_quadrature(Weibull(*doubles(1.0 + sign * step, 50.0)), HalfCauchy(*doubles(1.0))) for sign in (-1, 1)
+    )
+    torch.testing.assert_close(scale.grad, (above - below) / (2 * step), rtol=1e-6, atol=0)
 
 
 def test_float32_gradients():
@@ -619,8 +641,6 @@ def test_float32_inside_of_mixtures_and_transforms():
 
     def build(dtype, probs, factor):
         mixture = MixtureSameFamily(Categorical(probs=probs.to(dtype)), Normal(loc.to(dtype), scale.to(dtype)))
-        if dtype == torch.float32:
-            mixture.mixture_distribution.logits  # noqa: B018  # computed, and rounded, on first use
         moves = [AffineTransform(loc[0].to(dtype), factor.to(dtype)), SigmoidTransform(), SigmoidTransform().inv]
         return TransformedDistribution(mixture, moves)
 
@@ -629,6 +649,16 @@ def test_float32_inside_of_mixtures_and_transforms():
     wide = kl_quadrature(*(build(torch.float64, normalised, torch.tensor(x)) for x in (0.7, 0.70001)))
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), wide, rtol=1e-6, atol=0)
+
+
+def test_what_was_rounded_from_the_parameters_is_not_used():
+    p = MixtureSameFamily(Categorical(probs=torch.tensor([0.3, 0.7])), Normal(torch.tensor([0.0, 3.0]), 1.0))
+    p.mixture_distribution.logits  # noqa: B018  # kept by the distribution, in float32
+    wide = MixtureSameFamily(
+        Categorical(probs=p.mixture_distribution.probs.double()), Normal(*doubles([0.0, 3.0], [1.0, 1.0]))
+    )
+    q = Normal(*doubles(0.0, 3.0))
+    torch.testing.assert_close(kl_quadrature(p, q), kl_quadrature(wide, q), rtol=1e-13, atol=0)
 
 
 def test_zero_at_equal_arguments():
