@@ -445,6 +445,16 @@ def test_a_covariance_is_used_as_it_was_given_and_after_it_was_looked_at():
     assert kl_divergence(p, q).item() == before.item()
 
 
+@pytest.mark.parametrize("name", ["covariance_matrix", "precision_matrix"])
+def test_covariances_closer_than_a_cholesky_factor_of_their_ratio_can_tell(name):
+    matrix = torch.tensor([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 1.5]], dtype=torch.float64)
+    change = torch.tensor([[1.0, 0.5, -0.3], [0.5, -1.0, 0.2], [-0.3, 0.2, 0.7]], dtype=torch.float64)
+    mean = torch.zeros(3, dtype=torch.float64)
+    p, q = (MultivariateNormal(mean, **{name: matrix + change * step}) for step in (1e-9, 0.0))
+    truth = true_kl(p, q)
+    assert abs(kl_divergence(p, q).item() - truth) <= 1e-11 * truth
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("kind", "values"),
