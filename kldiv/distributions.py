@@ -108,7 +108,8 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
 
     Args:
         posterior: its support and event shape decide.
-        like: a tensor whose dtype and device the prior takes; otherwise the posterior's mean, where it has one.
+        like: a tensor whose dtype and device the prior takes; otherwise the posterior's mean, or a
+            draw where it has none.
     Returns: a distribution with an empty batch shape and the posterior's event shape.
     Raises: ValueError: any other support; the message says what to write.
 
@@ -122,7 +123,14 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
         uniform = type(base)(logits=base.logits.new_zeros(base.logits.shape[-1 - dims :]))
         return Independent(uniform, dims, validate_args=False) if dims else uniform
     name = type(posterior).__name__
-    support = getattr(posterior, "support", None)
+    try:
+        support = posterior.support
+    except NotImplementedError:
+        shape = ", ".join(map(str, posterior.event_shape))
+        raise ValueError(
+            f"prior=None is the standard normal on the reals or uniform categories, and {name} does not say what its "
+            f"support is. Pass the prior: on the reals DiagonalNormal(torch.zeros({shape}), torch.zeros({shape}))"
+        ) from None
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is not constraints.real:
@@ -134,7 +142,7 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
         try:
             like = posterior.mean
         except NotImplementedError:
-            like = torch.zeros(())
+            like = posterior.sample()  # a flow, say: only what it draws tells dtype and device
     zeros = like.new_zeros(posterior.event_shape)
     return DiagonalNormal(zeros, zeros, event_dim=len(posterior.event_shape), validate_args=False)
 

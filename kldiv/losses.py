@@ -1,14 +1,15 @@
 """KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from kldiv.distributions import factorise, standard_prior, widened, with_event_dims
 from kldiv.divergence import is_registered_by_user, kl_divergence
+from kldiv.estimators import check_units, parameters_of
 from kldiv.functional import check_broadcast, kl_normal
-from kldiv.monte_carlo import check_options
+from kldiv.monte_carlo import average, check_options
 from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.samplers import Draws, GivenDraws
 from kldiv.special import widen
 
 
@@ -25,6 +26,7 @@ class GaussianKLLoss(nn.Module):
 
     Source: Kingma & Welling 2014, appendix B.
 
+    >>> import torch
     >>> GaussianKLLoss()(torch.ones(4, 2), torch.zeros(4, 2))
     tensor(1.)
     """
@@ -138,6 +140,7 @@ class ExactKLLoss(KLTerm):
         NotImplementedError: no closed form is known for the two types.
         ValueError: ``prior=None`` on another support; a prior that is larger than the posterior.
 
+    >>> import torch
     >>> ExactKLLoss()(torch.distributions.Normal(torch.ones(4, 2), 1.0))
     tensor(1.)
     """
@@ -160,24 +163,32 @@ class ExactKLLoss(KLTerm):
 class MonteCarloKLLoss(KLTerm):
     r"""D_KL(posterior || prior) as a mean over samples of the posterior, in nats, for any pair of distributions.
 
-    .. math:: \frac1S \sum_s \ln q(z_s) - \ln p(z_s), \qquad z_s \sim q
+    .. math:: \frac1S \sum_s f(z_s), \qquad z_s \sim q, \qquad f = \ln q - \ln p \text{ for } \texttt{"k1"}
 
-    Unbiased, in value (``"k1"``) and in the gradient to both arguments (``"pathwise"``: through the samples). A single
-    value may be negative; the variance is that of the log-ratio.
+    :func:`kldiv.estimate_kl` as a loss: its docstring has what ``value``, ``gradient`` and ``sampler`` choose between.
+    The gradient is that of the KL whatever the value, in both distributions and without bias. A pair that factorises is
+    estimated dimension by dimension.
 
     Called with ``(posterior, prior=None, sample=None)``. A ``sample`` of shape (\*samples, \*batch, \*event), the one
-    the decoder consumed, saves drawing again and overrides ``num_samples``.
+    the decoder consumed, saves drawing again and overrides ``num_samples`` and ``sampler``: its draws are taken to be
+    independent.
 
     Args:
-        num_samples: draws for each example, at least 1.
-        value, gradient, sampler: the estimator, ``"k1"``, ``"pathwise"`` and ``"iid"``.
+        num_samples: draws for each example, at least 1; even for ``"antithetic"``.
+        value: ``"k1"``, ``"k2"``, ``"k3"`` or ``"analytic_entropy"``.
+        gradient: ``"pathwise"``, ``"sticking_the_landing"``, ``"adaptive"`` (three units at least) or ``"score"``
+            (two).
+        sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. There is no standard error here, so Sobol is one scrambled
+            net, with a random shift for each example. Powers of two are its best numbers of samples.
         reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
-    Raises: ValueError: unknown options; a posterior without ``rsample``; a sample whose shape does not end in the
-        posterior's, or that carries no gradient to a posterior that wants one.
-    Source: Kingma & Welling 2014, eq. 6.
+    Raises: ValueError: unknown options; a choice that cannot be right, such as ``"score"`` with one draw, or a
+        posterior without ``rsample`` whose parameters want a gradient that goes through samples; a sample whose shape
+        does not end in the posterior's, or that carries no gradient to a posterior that wants one.
+    Source: Kingma & Welling 2014, eq. 6; Roeder et al. 2017; Buchholz et al. 2018.
 
+    >>> import torch
     >>> posterior = torch.distributions.Normal(torch.ones(4, 2), torch.ones(4, 2))
-    >>> MonteCarloKLLoss(num_samples=3).per_dimension(posterior).shape
+    >>> MonteCarloKLLoss(num_samples=4, sampler="sobol").per_dimension(posterior).shape
     torch.Size([4, 2])
     """
 
@@ -192,6 +203,8 @@ class MonteCarloKLLoss(KLTerm):
     ) -> None:
         super().__init__(reduction)
         check_options(num_samples, value, gradient, sampler)
+        if sampler == "sobol":
+            check_units(1, gradient, sampler)
         self.num_samples, self.value, self.gradient, self.sampler = num_samples, value, gradient, sampler
 
     def unreduced(
@@ -199,37 +212,23 @@ class MonteCarloKLLoss(KLTerm):
     ) -> Tensor:
         check_distributions(posterior, prior)
         check_example_dimension(posterior)
-        # a sample in half precision is another than was meant, and log-densities of it are off by many nats
-        posterior = widened(posterior)
-        if sample is None:
-            sample = self._draw(posterior)
-        (sample,) = widen(sample)
+        parameters = parameters_of(posterior)
         shape = posterior.batch_shape + posterior.event_shape
-        if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
-            raise ValueError(
-                f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
-                f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
-            )
-        prior = standard_prior(posterior, like=sample) if prior is None else widened(prior)
-        posterior, prior = matched(posterior, prior)
-        log_posterior = posterior.log_prob(sample)
-        if torch.is_grad_enabled() and log_posterior.requires_grad and not sample.requires_grad:
-            raise ValueError(
-                "the sample carries no gradient and the posterior's parameters want one: the pathwise gradient would "
-                "be missing. Draw it with posterior.rsample(), or compute under torch.no_grad()"
-            )
-        values = log_posterior - prior.log_prob(sample)
-        if sample_dims := values.ndim - len(posterior.batch_shape):
-            values = values.flatten(0, sample_dims - 1).mean(0)
-        return values
-
-    def _draw(self, posterior: Distribution) -> Tensor:
-        if not posterior.has_rsample:
-            raise ValueError(
-                f"{type(posterior).__name__} has no rsample, which the pathwise gradient goes through. Use a posterior "
-                "that has, or kldiv.ExactKLLoss() where there is a closed form"
-            )
-        return posterior.rsample(torch.Size([self.num_samples]))
+        # a sample in half precision is another than was meant, and log-densities of it are off by many nats
+        p = widened(posterior)
+        q = standard_prior(p, like=sample) if prior is None else widened(prior)
+        p, q = matched(p, q)
+        if sample is None:
+            reparametrised = self.gradient != "score"
+            draws = Draws(p, p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
+        else:
+            if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
+                raise ValueError(
+                    f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
+                    f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
+                )
+            draws = GivenDraws(p, *widen(sample))
+        return average(draws, q, self.value, self.gradient, parameters=parameters).value
 
     def extra_repr(self) -> str:
         options = ("num_samples", "value", "gradient", "sampler", "reduction")

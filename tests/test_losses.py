@@ -179,7 +179,7 @@ class TestMonteCarloKLLoss:
         with pytest.raises(ValueError, match=r"sample has the shape \(4, 2\)"):
             MonteCarloKLLoss()(DiagonalNormal(*parameters), sample=torch.zeros(4, 2))
         with pytest.raises(ValueError, match="no rsample"):
-            MonteCarloKLLoss()(Categorical(logits=torch.zeros(4, 3)))
+            MonteCarloKLLoss()(Categorical(logits=torch.zeros(4, 3, requires_grad=True)))
         with pytest.raises(TypeError, match="posterior is a Tensor"):
             MonteCarloKLLoss()(torch.zeros(4, 2), sample=torch.zeros(4, 2))
 

@@ -1,0 +1,300 @@
+"""What is made of samples: a value, and a surrogate whose gradient estimates that of the divergence.
+
+The two are chosen apart. With samples x of p and the log-ratio l = ln p(x) - ln q(x), the value is a mean of some
+function of l and is never differentiated; the gradient is that of the mean of
+
+.. math:: \\ln p_\\theta(x) - (1 - c) \\ln p_\\theta(\\bar x) - \\ln q(x), \\qquad \\bar x: \\text{x without gradient}
+
+for samples that carry one: with c = 1 the pathwise gradient, with c = 0 that which sticks the landing, for the second
+term takes off the score, whose mean is zero. No parameter need be detached, so any distribution will do.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from kldiv.special import expm1mx
+
+# --- values: of the log-ratio l = ln p(x) - ln q(x), ln q(x) and p
+
+
+def k1(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
+    """The log-ratio itself.
+
+    Bias: none. Non-negative: no, a mean of few samples may be below zero. Variance: that of the log-ratio, of the order
+    of twice the KL for Gaussians that are close; finite wherever ln p and ln q have second moments under p.
+
+    Source: Schulman 2020, "Approximating KL divergence".
+    """
+    return log_ratio
+
+
+def k2(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
+    """Half the squared log-ratio.
+
+    Bias: yes, small near p = q (of third order in their distance) and far too large away from it: 10 to 100 times the
+    KL at some tens of nats. Non-negative: yes. Variance: finite where the log-ratio has a fourth moment.
+
+    Source: Schulman 2020.
+    """
+    return 0.5 * log_ratio.square()
+
+
+def k3(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
+    """r - 1 - ln r, with r = q(x)/p(x) = exp(-l): k1 with the control variate r - 1, whose mean is zero.
+
+    Bias: none where p has mass wherever q has. Non-negative: yes, sample by sample. Variance: infinite once E_p r^2 is:
+    for normal distributions when the variance of p in some direction is at most half of q's (a posterior of variance
+    below one half, and the standard normal prior), and then the mean comes out too small nearly always.
+
+    Source: Schulman 2020.
+    """
+    return expm1mx(-log_ratio)
+
+
+def analytic_entropy(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
+    """-H(p) - ln q(x), the entropy in closed form.
+
+    Bias: none. Non-negative: no. Variance: that of ln q(x), a tenth of k1's in the regime of VAE posteriors, narrower
+    than the prior, and hundreds of times k1's near p = q. Needs ``p.entropy()``.
+
+    Source: Kingma & Welling 2014, eq. 10 and appendix B, for the split.
+    """
+    try:
+        entropy = p.entropy()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"value='analytic_entropy' needs an entropy in closed form, and {type(p).__name__} has none. "
+            "value='k1' would do"
+        ) from error
+    return -entropy - log_q
+
+
+VALUES: dict[str, Callable[[Tensor, Tensor, Distribution], Tensor]] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "analytic_entropy": analytic_entropy,
+}
+
+# --- gradients: unbiased, for both p and q, whatever the value
+
+
+def pathwise(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the samples: the derivative of ln p(x) - ln q(x), x = x(parameters of p, noise).
+
+    Unbiased. Variance: does not vanish at p = q, where the score, of mean zero, remains; the choice where the posterior
+    is far from the prior. Finite where the derivatives of the log-ratio along x have second moments.
+
+    Source: Kingma & Welling 2014, eq. 6; Rezende, Mohamed & Wierstra 2014.
+    """
+    log_p, log_q = p.log_prob(sample), q.log_prob(sample)
+    _check_sample_gradient(p, log_p, sample, "pathwise")
+    return log_p, log_q, log_p - log_q
+
+
+def sticking_the_landing(
+    p: Distribution, q: Distribution, sample: Tensor, called: str = "sticking_the_landing"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pathwise without the score, d ln p / d parameters at fixed x: parameters reach p only through the samples.
+
+    Unbiased, as the score's mean is zero. Variance: zero at p = q, a hundredth to a thousandth of the pathwise one near
+    it, and hundreds of times larger where p is much narrower than q.
+
+    Source: Roeder, Wu & Duvenaud 2017, eq. 8.
+    """
+    log_p, log_q = p.log_prob(sample), q.log_prob(sample)
+    log_p_fixed = p.log_prob(sample.detach())
+    _check_sample_gradient(p, log_p_fixed, sample, called)
+    return log_p, log_q, log_p - log_p_fixed - log_q
+
+
+def adaptive(
+    p: Distribution, q: Distribution, sample: Tensor, coefficients: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pathwise and sticking-the-landing mixed, with the coefficient between 0 and 1 that makes the variance least.
+
+    Each unit's coefficient is fitted on the other units (:func:`fit_coefficients`), so that it is independent of what
+    it multiplies. Unbiased. Variance: that of the better of the two and a little more, near p = q and far from it.
+    Costs some 30 backward passes through the sampling, and for distributions of other packages through everything
+    before it. Needs three units.
+
+    Source: Geffner & Domke 2018 (control variates); Roeder et al. 2017 and Kingma & Welling 2014 for the two.
+    """
+    log_p, log_q, landing = sticking_the_landing(p, q, sample, "adaptive")
+    if coefficients is not None:
+        landing = landing + coefficients * p.log_prob(sample.detach())
+    return log_p, log_q, landing
+
+
+def score(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The score-function gradient, (l - baseline) d ln p(x), x fixed: for distributions without ``rsample``.
+
+    The baseline of a unit is the mean of l over all other units; an antithetic pair is left out as a whole, for leaving
+    out one draw of it is biased. Unbiased. Variance: that of l times the score's, far above the pathwise one where that
+    exists; zero at p = q. Needs two units.
+
+    Source: Williams 1992; Kool, van Hoof & Welling 2019 (leave-one-out baseline).
+    """
+    sample = sample.detach()
+    log_p, log_q = p.log_prob(sample), q.log_prob(sample)
+    log_ratio = (log_p - log_q).detach()
+    of_units = log_ratio.mean(1, keepdim=True)
+    units = len(of_units)
+    baseline = (of_units.sum(0, keepdim=True) - of_units) / (units - 1)
+    return log_p, log_q, (log_ratio - baseline) * log_p - log_q
+
+
+GRADIENTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+    "pathwise": pathwise,
+    "sticking_the_landing": sticking_the_landing,
+    "score": score,
+    "adaptive": adaptive,
+}
+_GROUPS = 16  # of units, whose gradients fit the coefficient of "adaptive": each costs two backward passes
+UNITS_NEEDED = {"pathwise": 1, "sticking_the_landing": 1, "score": 2, "adaptive": 3}
+
+
+def check_units(units: int, gradient: str, sampler: str) -> None:
+    """Raises: ValueError: too few independent units for the gradient; the message says what would do."""
+    needed = UNITS_NEEDED[gradient]
+    if units >= needed:
+        return
+    what = {"score": "takes its baseline from the other", "adaptive": "fits its coefficient on the other"}[gradient]
+    if sampler == "sobol":
+        raise ValueError(
+            f"gradient={gradient!r} {what} independent draws, and the points of one Sobol scramble are dependent. "
+            "gradient='pathwise' or sampler='iid' would do"
+        )
+    draws = 2 * needed if sampler == "antithetic" else needed
+    unit = "antithetic pairs" if sampler == "antithetic" else "draws"
+    raise ValueError(
+        f"gradient={gradient!r} {what} {unit} and needs at least {needed} of them; here are {units}. "
+        f"num_samples={draws} would do, or gradient='pathwise'"
+    )
+
+
+def evaluate(
+    p: Distribution, q: Distribution, sample: Tensor, value: str, gradient: str, coefficients: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Values and surrogates of samples (units, points, \*batch, \*event), with the coefficients of ``"adaptive"``.
+
+    Returns: each unit's mean value (units, \*batch), without a graph, and the mean surrogate (\*batch).
+    """
+    options = {} if coefficients is None else {"coefficients": coefficients}
+    log_p, log_q, surrogate = GRADIENTS[gradient](p, q, sample, **options)
+    with torch.no_grad():
+        values = VALUES[value](log_p - log_q, log_q, p).mean(1)
+    return values, surrogate.mean((0, 1))
+
+
+def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The value, with the gradient of the surrogate."""
+    if not surrogate.requires_grad:
+        return value
+    # at an infinite surrogate the difference would be NaN
+    return value + torch.where(surrogate.isfinite(), surrogate - surrogate.detach(), 0.0)
+
+
+def fit_coefficients(
+    p: Distribution, q: Distribution, sample: Tensor, parameters: Sequence[Tensor] = (), batch_dims: int = 1
+) -> Tensor | None:
+    r"""For each unit, the c in [0, 1] that over all other units makes the variance of t + c s least.
+
+    .. math:: c_g = -\frac{\sum_d \mathrm{Cov}_{h \ne g}(t_{hd}, s_{hd})}{\sum_d \mathrm{Var}_{h \ne g}(s_{hd})}
+
+    t is the gradient that sticks the landing and s the score, of up to 16 groups of units, d runs over parameters.
+
+    Args:
+        sample: (units, points, \*batch, \*event), with its graph.
+        parameters: the tensors p is made of. Where each begins with the first ``batch_dims`` dimensions of the batch,
+            every element of these has a coefficient of its own; else there is one for all. None given: all leaves.
+    Returns: coefficients without a graph that broadcast to (units, points, \*batch); ``None`` where p wants no
+        gradient.
+    """
+    _, _, landing = sticking_the_landing(p, q, sample, "adaptive")
+    score = p.log_prob(sample.detach())
+    if not score.requires_grad:
+        return None
+    parameters = list(parameters) or leaves_of(score)
+    units, batch = len(score), score.shape[2:]
+    own = batch[:batch_dims]
+    if not all(t.shape[:batch_dims] == own for t in parameters):
+        own = torch.Size()
+    groups = min(units, _GROUPS)
+    of_group = [units * g // groups for g in range(groups + 1)]
+
+    def gradient(terms: Tensor, start: int = 0, stop: int = units) -> Tensor:
+        found = torch.autograd.grad(
+            terms[start:stop].sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([g.reshape(*own, -1).double() for g in found], -1)
+
+    t_all, s_all = gradient(landing), gradient(score)
+    t_s: list[Tensor] = []
+    s_s: list[Tensor] = []
+    t_rest_s_rest: list[Tensor] = []
+    s_rest_s_rest: list[Tensor] = []
+    for start, stop in itertools.pairwise(of_group):
+        t, s = gradient(landing, start, stop), gradient(score, start, stop)
+        for products, left, right in (
+            (t_s, t, s),
+            (s_s, s, s),
+            (t_rest_s_rest, t_all - t, s_all - s),
+            (s_rest_s_rest, s_all - s, s_all - s),
+        ):
+            products.append((left * right).sum(-1))
+    covariance, variance = (
+        sum(each) - torch.stack(each) - torch.stack(of_rest) / (groups - 1)
+        for each, of_rest in ((t_s, t_rest_s_rest), (s_s, s_rest_s_rest))
+    )
+    coefficients = torch.where(variance > 0, -covariance / variance, 0.0).nan_to_num(0.0).clamp(0, 1)
+    sizes = torch.tensor([stop - start for start, stop in itertools.pairwise(of_group)], device=score.device)
+    coefficients = coefficients.repeat_interleave(sizes, 0, output_size=units).to(score.dtype)
+    return coefficients.reshape(units, 1, *own, *[1] * (len(batch) - len(own)))
+
+
+def leaves_of(output: Tensor) -> list[Tensor]:
+    """The leaf tensors that want a gradient from ``output``, found in its graph."""
+    found: dict[int, Tensor] = {}
+    seen, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        waiting.extend(function for function, _ in node.next_functions)
+    return list(found.values())
+
+
+def parameters_of(distribution: Distribution) -> list[Tensor]:
+    """The tensors a distribution of torch's or ours is made of that want a gradient; none of another package's."""
+    if not type(distribution).__module__.startswith(("torch.distributions.", "kldiv.")):
+        return []
+    found: list[Tensor] = []
+    for value in distribution.__dict__.values():
+        if isinstance(value, Tensor) and value.requires_grad and not any(value is other for other in found):
+            found.append(value)
+        elif isinstance(value, Distribution):
+            found.extend(parameters_of(value))
+    return found
+
+
+def _check_sample_gradient(p: Distribution, log_p: Tensor, sample: Tensor, gradient: str) -> None:
+    if not torch.is_grad_enabled() or not log_p.requires_grad or sample.requires_grad:
+        return
+    if p.has_rsample:
+        raise ValueError(
+            f"the sample carries no gradient and the parameters of {type(p).__name__} want one: gradient={gradient!r} "
+            "goes through the sample, and would be wrong. Draw it with rsample(), or compute under torch.no_grad()"
+        )
+    raise ValueError(
+        f"{type(p).__name__} has no rsample, which gradient={gradient!r} goes through, and its parameters want "
+        "gradients. gradient='score' would do, with two or more draws; for the value alone compute under "
+        "torch.no_grad(); kldiv.kl_divergence(p, q) has closed forms"
+    )
