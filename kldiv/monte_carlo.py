@@ -53,7 +53,7 @@ def estimate_kl(
     r"""D_KL(p||q) as a mean over samples of p, in nats, for any pair of distributions with ``log_prob``.
 
     .. math:: \frac1S \sum_s f(x_s), \qquad x_s \sim p, \qquad
-              \mathrm{se}^2 = \frac{1}{U(U-1)}\sum_u (f_u - \text{mean})^2
+              \mathrm{se}^2 = \frac{1}{U(U-1)}\sum_u (f_u - \text{mean})^2 \cdot \left(1 + \tfrac{g^2}U\right)^2
 
     f is chosen by ``value``; f_u is its mean over an independent unit: a draw, an antithetic pair or a Sobol scramble.
     The value is never differentiated, and whatever it is, the gradient estimates that of D_KL(p||q) in the parameters
@@ -83,6 +83,10 @@ def estimate_kl(
     ``"antithetic"`` pairs u and 1 - u: a lower variance of pathwise gradients far from p = q, a larger one of k1.
     ``"sobol"`` has eight independent scrambles of a Sobol net, and a shift of its own for each element of the batch:
     the variance falls faster than 1/S. :mod:`kldiv.estimators` and :mod:`kldiv.samplers` have the sources and details.
+
+    The standard error is enlarged by the units' skewness g, so that Student's interval covers as it says for skewed
+    log-ratios too (a chi-square of one degree of freedom at 64 samples: by 5 to 15 %). It cannot know of tails that no
+    draw has seen: ``"k3"`` in few dimensions, or far from p = q, needs thousands of samples for an honest interval.
 
     A 95 % interval is value +- t * standard_error, with Student's t at U - 1 degrees of freedom: S - 1 for ``"iid"``,
     S/2 - 1 for ``"antithetic"``, 7 (t = 2.36) for ``"sobol"``.
@@ -229,25 +233,34 @@ class _Moments:
 
     mean: Tensor
     squares: Tensor
+    """Sum of squared deviations from the mean, and of cubed ones."""
+    cubes: Tensor
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, values: Tensor) -> None:
-        # pairwise update: Chan, Golub & LeVeque 1983
         count, mean = len(values), values.mean(0)
-        squares = (values - mean).square().sum(0)
-        if self.count:
-            total, distance = self.count + count, mean - self.mean
-            squares = self.squares + squares + distance.square() * (self.count * count / total)
-            mean, count = self.mean + distance * (count / total), total
-        self.count, self.mean, self.squares = count, mean, squares
+        deviations = values - mean
+        squares, cubes = deviations.square().sum(0), deviations.pow(3).sum(0)
+        if self.count:  # pairwise update: Pebay 2008
+            a, b, distance = self.count, count, mean - self.mean
+            count = a + b
+            mean = self.mean + distance * (b / count)
+            cubes = self.cubes + cubes + distance.pow(3) * (a * b * (a - b) / count**2)
+            cubes = cubes + 3 * distance * (a * squares - b * self.squares) / count
+            squares = self.squares + squares + distance.square() * (a * b / count)
+        self.count, self.mean, self.squares, self.cubes = count, mean, squares, cubes
 
     def standard_error(self) -> Tensor:
         if self.count < 2:
             return torch.full_like(self.mean, torch.inf)
         error = (self.squares / (self.count * (self.count - 1))).sqrt()
-        return torch.where(self.mean.isfinite(), error, torch.inf)
+        # where units are skewed, Student's interval covers too little: enlarged to the first order of what it lacks,
+        # (1.08 skewness^2 - 0.07 kurtosis)/U at 95 % (Hall 1992, chapter 2), their ratio being that of a chi-square
+        # that of the mean, by sqrt(U) smaller than that of a unit
+        skewness = torch.where(self.squares > 0, self.cubes / self.squares**1.5, 0.0)
+        return torch.where(self.mean.isfinite(), error * (1 + skewness.square()), torch.inf)
 
 
 @contextlib.contextmanager

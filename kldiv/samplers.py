@@ -65,7 +65,7 @@ def noise_map(p: Any) -> NoiseMap | None:
             return sample
 
         return NoiseMap(torch.Size([rank + p.event_shape[0]]), low_rank)
-    if not p.event_shape and type(p).icdf not in (Distribution.icdf, TransformedDistribution.icdf):
+    if not p.event_shape and _has_icdf(type(p)):
         return NoiseMap(torch.Size(), lambda u: _rounded(p.icdf(u), p))
     if _draws_as(p, TransformedDistribution):
         inner = noise_map(p.base_dist)
@@ -85,6 +85,14 @@ def noise_map(p: Any) -> NoiseMap | None:
 def _draws_as(p: Any, kind: type[Distribution]) -> bool:
     # a subclass that draws in a way of its own is not what its parameters say
     return isinstance(p, kind) and type(p).rsample is kind.rsample and type(p).sample is kind.sample
+
+
+def _has_icdf(kind: type[Distribution]) -> bool:
+    if kind.icdf in (Distribution.icdf, TransformedDistribution.icdf):
+        return False
+    # nor is one that draws in another way than it inherited its icdf for
+    defined_by = {name: next(c for c in kind.__mro__ if name in vars(c)) for name in ("icdf", "rsample", "sample")}
+    return all(issubclass(defined_by["icdf"], defined_by[name]) for name in ("rsample", "sample"))
 
 
 def _normal(u: Tensor, like: Tensor) -> Tensor:
