@@ -190,16 +190,20 @@ def kl_transformed(p: TransformedDistribution, q: TransformedDistribution) -> Te
 
     .. math:: D_{KL}(p\|q) = D_{KL}(p_0\|q_0)
 
-    That the transforms are the same is looked up once, unless ``validate_args`` is False.
+    That the transforms are the same is looked up once, unless ``validate_args`` is False. Then they are trusted to be,
+    but not where parameters of a family are inside, as the Kumaraswamy distribution's are.
 
     Source: invariance, Kullback & Leibler 1951, theorem 4.1.
     """
     same = len(p.transforms) == len(q.transforms)
+    of_families = type(p) is not TransformedDistribution or type(q) is not TransformedDistribution
     for left, right in zip(p.transforms, q.transforms, strict=False):
         if not (left.bijective and right.bijective):
             raise no_form_for_these(p, q, f"{left} and {right}, which are not both invertible")
         if left is not right:
-            same = same and (left == right if check_once(p, q) else type(left) is type(right))
+            holds_parameters = any(isinstance(value, Tensor) for value in left.__dict__.values())
+            trusted = type(left) is type(right) and not (of_families and holds_parameters)
+            same = same and (left == right if check_once(p, q) else trusted)
     if not same:
         raise no_form_for_these(p, q, "unequal transforms")
     dims = len(p.event_shape) - len(p.base_dist.event_shape)

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from kldiv.adaptive import parameters_of
 from kldiv.distributions import factorise, standard_prior, widened, with_event_dims
 from kldiv.divergence import is_registered_by_user, kl_divergence
-from kldiv.estimators import check_units, parameters_of
+from kldiv.estimators import check_units
 from kldiv.functional import check_broadcast, kl_normal
 from kldiv.monte_carlo import average, check_options
 from kldiv.reduction import check_reduction, reduce, sum_latent

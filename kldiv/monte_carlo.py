@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
+from kldiv.adaptive import fit_coefficients, parameters_of
 from kldiv.distributions import factorise, independent_dims, sum_rightmost, take_off, widened
 from kldiv.estimators import (
     GRADIENTS,
@@ -19,8 +20,6 @@ from kldiv.estimators import (
     VALUES,
     check_units,
     evaluate,
-    fit_coefficients,
-    parameters_of,
     with_gradient,
 )
 from kldiv.functional import check_broadcast

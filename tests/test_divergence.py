@@ -7,6 +7,7 @@ from torch.distributions import (
     Exponential,
     Gamma,
     Independent,
+    Kumaraswamy,
     Laplace,
     LowRankMultivariateNormal,
     MixtureSameFamily,
@@ -216,3 +217,9 @@ def test_gradients_of_normals_given_by_scales():
     gradients = torch.autograd.grad(kl_divergence(Normal(*parameters[:2]), Normal(*parameters[2:])), parameters)
     assert gradients[1].item() == pytest.approx(-1e20, rel=1e-12)
     assert all(gradient.isfinite() for gradient in gradients)
+
+
+def test_parameters_inside_transforms_are_never_trusted_to_be_the_same():
+    p, q = (Kumaraswamy(torch.tensor(a), torch.tensor(b), validate_args=False) for a, b in ((1.0, 2.0), (3.0, 0.5)))
+    with pytest.raises(NotImplementedError, match=r"unequal transforms.*kl_quadrature"):
+        kl_divergence(p, q)

@@ -185,7 +185,7 @@ class TestChunks:
         mean = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         for generator in (None, seeded()):
             value = estimate_kl(
-                Normal(mean, 1.0), Normal(2.0, 1.0), 48, sampler=sampler, generator=generator, chunk_size=16
+                Normal(mean, 1.0), Normal(2.0, 1.0), 56, sampler=sampler, generator=generator, chunk_size=16
             ).value
             torch.randn(7)
             (gradient,) = torch.autograd.grad(value.sum(), mean)
