@@ -1,12 +1,15 @@
 """Differentiable Kullback-Leibler terms for training variational auto-encoders."""
 
 from kldiv import functional, tables
+from kldiv.bounds import KLBounds, kl_bounds
 from kldiv.distributions import DiagonalNormal, standard_prior
 from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
 from kldiv.importance import LogLikelihood, importance_log_likelihood
 from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
+from kldiv.mixtures import DiagonalNormalMixture
 from kldiv.monte_carlo import KLEstimate, estimate_kl
+from kldiv.priors import MixturePrior, VampPrior
 from kldiv.quadrature import kl_quadrature
 from kldiv.reconstruction import BernoulliNLL, GaussianNLL, NegativeLogLikelihood
 from kldiv.schedules import LinearWarmup, Schedule, attach
@@ -17,24 +20,29 @@ __version__ = "0.1.0"
 __all__ = [
     "BernoulliNLL",
     "DiagonalNormal",
+    "DiagonalNormalMixture",
     "ELBOLoss",
     "ELBOTerms",
     "ExactKLLoss",
     "GaussianKLLoss",
     "GaussianNLL",
     "HypersphericalUniform",
+    "KLBounds",
     "KLEstimate",
     "KLTerm",
     "LinearWarmup",
     "LogLikelihood",
+    "MixturePrior",
     "MonteCarloKLLoss",
     "NegativeLogLikelihood",
     "PowerSpherical",
     "Schedule",
+    "VampPrior",
     "attach",
     "estimate_kl",
     "functional",
     "importance_log_likelihood",
+    "kl_bounds",
     "kl_divergence",
     "kl_quadrature",
     "register_kl",

@@ -8,6 +8,7 @@ from torch.distributions import (
     Distribution,
     Independent,
     LowRankMultivariateNormal,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
     TransformedDistribution,
@@ -151,6 +152,8 @@ def _no_closed_form(p: Distribution, q: Distribution) -> str:
     types = f"{type(p).__name__}, {type(q).__name__}"
     if _is_continuous_scalar(p) and _is_continuous_scalar(q):
         otherwise = "Integrate it, kldiv.kl_quadrature(p, q), or register"
+    elif isinstance(p, MixtureSameFamily) or isinstance(q, MixtureSameFamily):
+        otherwise = "Estimate it, kldiv.estimate_kl(p, q, num_samples=64), bound it, kldiv.kl_bounds(p, q), or register"
     else:
         otherwise = "Estimate it, kldiv.estimate_kl(p, q, num_samples=64), or register"
     return (
