@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import pytest
 
@@ -17,3 +18,15 @@ def test_every_closed_form_has_a_formula_and_a_source(pair):
     text = inspect.getdoc(CLOSED_FORMS[pair])
     assert ".. math::" in text
     assert "Source: " in text
+
+
+def test_the_recipes_run():
+    """Page by page, each in one namespace from its first block to its last."""
+    page = (closed_forms.PAGE.parent / "monte-carlo.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 8
+    assert names["images"].shape == (16, 64)
+    assert names["terms"].loss.isfinite()

@@ -25,7 +25,7 @@ class Evaluation:
     """Of the importance sampling, for these test images: not of drawing others."""
     active_units: int
     kl_per_dimension: Tensor
-    """(latent_dim,)."""
+    """(latent_dim,), to the standard normal, whatever the prior: a learned one has no KL of one dimension."""
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def evaluate(model: VAE, images: Tensor, *, importance_samples: int = 100, batch
 def _log_weights(model: VAE, image: Tensor, samples: int, chunk: int) -> Tensor:
     # ln p(x|z) + ln p(z) - ln q(z|x), (samples, N)
     posterior = model.encoder(image)
-    prior = model.prior(posterior)
+    prior = model.prior_of(posterior)
     parts = []
     for start in range(0, samples, chunk):
         sample = posterior.rsample((min(chunk, samples - start),))

@@ -27,19 +27,23 @@ def draw_figures(model: VAE, images: Tensor, kl_per_dimension: Tensor, metrics: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     model._seed_noise("figures")
+    to_what = "" if model.prior is None else " to the standard normal, which is not the prior"
     drawings = {
         "Test images and, below each, its reconstruction: the decoder's mean at the posterior's mean": (
             "reconstructions",
             _reconstructions(model, images[:20]),
         ),
         "Samples from the prior: the decoder's mean": ("samples", _samples(model, images)),
-        "A latent traversal: the dimensions of largest KL, one at a time from -3 to 3, "
+        f"A latent traversal: the dimensions of largest KL{to_what}, one at a time from -3 to 3, "
         "the others at an image's posterior mean": (
             "traversal",
             _traversal(model, images, kl_per_dimension),
         ),
         "Training curves": ("curves", _curves(metrics)),
-        "KL of each latent dimension, mean over the test set": ("kl_per_dimension", _kl_bars(kl_per_dimension)),
+        f"KL of each latent dimension{to_what}, mean over the test set": (
+            "kl_per_dimension",
+            _kl_bars(kl_per_dimension),
+        ),
     }
     files = {}
     for caption, (name, figure) in drawings.items():
@@ -68,7 +72,7 @@ def _reconstructions(model: VAE, images: Tensor) -> Figure:
 
 
 def _samples(model: VAE, images: Tensor) -> Figure:
-    prior = model.prior(model.encoder(images[:1]))
+    prior = model.prior_of(model.encoder(images[:1]))
     means = decoded_mean(model, prior.sample((50,)))
     figure = Figure(figsize=(8, 4.1))
     _show(figure.subplots(), means.unflatten(0, (5, 10)))

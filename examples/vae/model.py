@@ -68,6 +68,8 @@ class VAE(LightningModule):
         encoder: images to a distribution of z.
         decoder: z to the output that the likelihood takes.
         elbo: the loss, whose terms can be swapped in the YAML file.
+        prior: a module that returns the distribution of z when called without arguments, such as
+            :class:`kldiv.MixturePrior` or a flow of zuko; ``None`` is the standard normal.
         optimizer: makes the optimiser of the parameters.
     """
 
@@ -79,22 +81,26 @@ class VAE(LightningModule):
         encoder: nn.Module,
         decoder: nn.Module,
         elbo: kldiv.ELBOLoss,
+        prior: nn.Module | None = None,
         optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=1e-3),
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.elbo = encoder, decoder, elbo
+        self.encoder, self.decoder, self.elbo, self.prior = encoder, decoder, elbo, prior
         self.optimizer = optimizer
 
     def forward(self, image: Tensor, weight: Tensor | None = None) -> kldiv.ELBOTerms:
         """The terms of the bound for one sample of q(z|x) each."""
         posterior = self.encoder(image)
         sample = posterior.rsample()
-        terms: kldiv.ELBOTerms = self.elbo(self.decoder(sample), image, posterior, sample=sample, sample_weight=weight)
+        terms: kldiv.ELBOTerms = self.elbo(
+            self.decoder(sample), image, posterior, self.prior_of(posterior), sample=sample, sample_weight=weight
+        )
         return terms
 
-    def prior(self, posterior: Distribution) -> Distribution:
+    def prior_of(self, posterior: Distribution) -> Distribution:
         """p(z)."""
-        return kldiv.standard_prior(posterior)
+        prior: Distribution = kldiv.standard_prior(posterior) if self.prior is None else self.prior()
+        return prior
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_noise("train", self.trainer.current_epoch, batch_idx)

@@ -127,7 +127,7 @@ class TrainCLI(LightningCLI):
                 posterior = self.model.encoder(images)
                 sample = posterior.rsample()
                 self.model.elbo.reconstruction.per_example(self.model.decoder(sample), images)
-                self.model.elbo.kl.unreduced(posterior, None, sample)
+                self.model.elbo.kl.unreduced(posterior, self.model.prior_of(posterior), sample)
             optimizer = self.model.optimizer(self.model.parameters())
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])

@@ -157,6 +157,25 @@ def test_mnist_files_and_terms_swapped_from_yaml(tmp_path):
     assert "kldiv.MonteCarloKLLoss" in (tmp_path / "runs" / "mnist" / "config.yaml").read_text()
 
 
+def test_a_learned_prior_from_yaml(tmp_path):
+    prior = [
+        "--model.prior",
+        "kldiv.MixturePrior",
+        "--model.prior.num_components",
+        "5",
+        "--model.prior.latent_dim",
+        "10",
+    ]
+    assert fit(tmp_path, *prior, "--model.elbo.kl", "kldiv.MonteCarloKLLoss") == 0
+    trained = weights(tmp_path / "digits")
+    assert trained["prior.mean"].shape == (5, 10)
+    assert trained["prior.log_var"].abs().max() > 0.01
+    result = summary(tmp_path / "digits")
+    # the same for both: one sample's KL to the mixture, and 100 weights
+    assert 0 < -result["log_likelihood"] < result["negative_elbo"]
+    assert "to the standard normal, which is not the prior" in (tmp_path / "digits" / "report.html").read_text()
+
+
 def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp_path):
     assert fit(tmp_path, "--seed_everything", 5) == 0
     assert fit(tmp_path, config=tmp_path / "digits" / "config.yaml") == 0
@@ -170,6 +189,30 @@ def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp
     [
         (["--model.nonsense", "3"], "model.nonsense"),
         (["--trainer.max_epokhs", "3"], "max_epokhs"),
+        (
+            [
+                "--model.prior",
+                "kldiv.MixturePrior",
+                "--model.prior.num_components",
+                "5",
+                "--model.prior.latent_dim",
+                "10",
+            ],
+            "ELBOLoss(..., kl=kldiv.MonteCarloKLLoss())",
+        ),
+        (
+            [
+                "--model.prior",
+                "kldiv.MixturePrior",
+                "--model.prior.num_components",
+                "5",
+                "--model.prior.latent_dim",
+                "3",
+                "--model.elbo.kl",
+                "kldiv.MonteCarloKLLoss",
+            ],
+            "prior of shape (3,)",
+        ),
         (["--model.elbo.reconstruction", "kldiv.NoSuchTerm"], "NoSuchTerm"),
         (["--model.encoder.init_args.latent_dim", "7"], "images of shape (1, 8, 8)"),
         (["--model.optimizer.init_args.lr", "-1"], "Invalid learning rate: -1"),
