@@ -129,7 +129,7 @@ def plot(result: dict[str, dict[str, dict[str, float]]], file: str) -> None:
             label = {"textcoords": "offset points", "va": "center", "ha": side, "fontsize": 8}
             axes.annotate(f"{part:.2g}", (part, name), (3 * towards, 0), **label)
         axes.axvline(1, color="#222", lw=0.8)
-        axes.set(xscale="log", xlim=(5e-5, 1e3), title={"near": "near the prior", "vae": "far from it"}[regime])
+        axes.set(xscale="log", xlim=(1e-5, 1e3), title={"near": "near the prior", "vae": "far from it"}[regime])
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()

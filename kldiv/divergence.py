@@ -97,8 +97,13 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
             f"{tuple(p.batch_shape)} and {tuple(q.batch_shape)}): one event must be the same for both. "
             "torch.distributions.Independent(distribution, dims) makes trailing batch dimensions part of the event"
         )
+    dtype = torch.promote_types(parameter_dtype(p), parameter_dtype(q))
     if closed_form is None:
-        raise NotImplementedError(_no_closed_form(p, q))
+        # a scalar given by its log-variance has what a Normal has
+        closed_form = find_closed_form(*(Normal if _is_scalar_normal(d) else type(d) for d in (p, q)))
+        if closed_form is None:
+            raise NotImplementedError(_no_closed_form(p, q))
+        p, q = (_with_scale(d) if _is_scalar_normal(d) else d for d in (p, q))
     ours = closed_form.__module__.startswith("kldiv.")
     if closed_form.__module__ == torch_kl.__name__:
         # torch's closed forms compute in the dtype they are given, and some forget to broadcast
@@ -108,8 +113,17 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     else:
         value = _call(closed_form, p, q)
     if ours:
-        value = value.to(torch.promote_types(parameter_dtype(p), parameter_dtype(q)))
+        value = value.to(dtype)
     return value if value.shape == batch_shape else value.expand(batch_shape)
+
+
+def _is_scalar_normal(distribution: Distribution) -> bool:
+    return type(distribution) is DiagonalNormal and not distribution.event_shape
+
+
+def _with_scale(distribution: Any) -> Normal:
+    scale = torch.exp(0.5 * distribution.log_var.double())
+    return Normal(distribution.mean.double(), scale, validate_args=False)
 
 
 def parameter_dtype(distribution: Distribution) -> torch.dtype:

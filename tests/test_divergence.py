@@ -6,6 +6,7 @@ from torch.distributions import (
     Distribution,
     Exponential,
     Gamma,
+    Gumbel,
     Independent,
     Kumaraswamy,
     Laplace,
@@ -223,3 +224,17 @@ def test_parameters_inside_transforms_are_never_trusted_to_be_the_same():
     p, q = (Kumaraswamy(torch.tensor(a), torch.tensor(b), validate_args=False) for a, b in ((1.0, 2.0), (3.0, 0.5)))
     with pytest.raises(NotImplementedError, match=r"unequal transforms.*kl_quadrature"):
         kl_divergence(p, q)
+
+
+def test_a_log_variance_has_every_closed_form_that_a_scale_has():
+    mean, log_var = torch.randn(2, 4, 3, dtype=torch.float64)
+    p, normal = DiagonalNormal(mean, log_var, event_dim=0), Normal(mean, torch.exp(0.5 * log_var))
+    for q in (Laplace(0.3, 2.0), Gumbel(0.3, 2.0)):
+        torch.testing.assert_close(kl_divergence(p, q), kl_divergence(normal, q))
+    for q in (Laplace(0.3, 2.0), Gumbel(0.3, 2.0), Uniform(0.0, 2.0)):
+        torch.testing.assert_close(kl_divergence(q, p), kl_divergence(q, normal))
+    with pytest.raises(NotImplementedError, match=r"DiagonalNormal \|\| StudentT.*kl_quadrature"):
+        kl_divergence(p, StudentT(5.0))
+    joint = kl_divergence(DiagonalNormal(mean, log_var), Independent(Laplace(torch.zeros(3).double(), 1.0), 1))
+    torch.testing.assert_close(joint, kl_divergence(normal, Laplace(0.0, 1.0)).sum(-1))
+    assert kl_divergence(DiagonalNormal(mean.half(), log_var.half(), 0), Laplace(0.0, 1.0)).dtype == torch.float32

@@ -13,6 +13,7 @@ from kldiv import (
     GaussianKLLoss,
     GaussianNLL,
     LinearWarmup,
+    MixturePrior,
     MonteCarloKLLoss,
     attach,
 )
@@ -272,3 +273,15 @@ def test_groups_may_be_a_tuple_and_gradients_reach_every_term(batch):
     for term in (terms.negative_elbo, terms.kl, terms.loss):
         (gradient,) = torch.autograd.grad(term, mean, retain_graph=True)
         torch.testing.assert_close(gradient, 5 * mean.detach() / 4)
+
+
+def test_a_learned_prior_asks_for_the_monte_carlo_term():
+    posterior, x = DiagonalNormal(torch.zeros(4, 2), torch.zeros(4, 2)), torch.rand(4, 8)
+    prior = MixturePrior(3, 2)
+    z = posterior.rsample()
+    with pytest.raises(NotImplementedError, match=r"ELBOLoss\(\.\.\., kl=kldiv\.MonteCarloKLLoss\(\)\)"):
+        ELBOLoss(BernoulliNLL())(torch.zeros(4, 8), x, posterior, prior(), sample=z)
+    terms = ELBOLoss(BernoulliNLL(), kl=MonteCarloKLLoss())(torch.zeros(4, 8), x, posterior, prior(), sample=z)
+    torch.testing.assert_close(terms.kl, (posterior.log_prob(z) - prior().log_prob(z)).mean())
+    terms.loss.backward()
+    assert prior.mean.grad.abs().max() > 0

@@ -176,12 +176,86 @@ class TestMonteCarloKLLoss:
         ):
             with pytest.raises(ValueError, match=says):
                 MonteCarloKLLoss(**options)
+        for gradient in ("score", "adaptive"):
+            with pytest.raises(ValueError, match="one Sobol scramble"):
+                MonteCarloKLLoss(64, gradient=gradient, sampler="sobol")
+        with pytest.raises(ValueError, match="must be even"):
+            MonteCarloKLLoss(3, sampler="antithetic")(DiagonalNormal(*parameters))
         with pytest.raises(ValueError, match=r"sample has the shape \(4, 2\)"):
             MonteCarloKLLoss()(DiagonalNormal(*parameters), sample=torch.zeros(4, 2))
         with pytest.raises(ValueError, match="no rsample"):
             MonteCarloKLLoss()(Categorical(logits=torch.zeros(4, 3, requires_grad=True)))
         with pytest.raises(TypeError, match="posterior is a Tensor"):
             MonteCarloKLLoss()(torch.zeros(4, 2), sample=torch.zeros(4, 2))
+
+    @pytest.mark.parametrize("gradient", ["pathwise", "sticking_the_landing", "adaptive", "score"])
+    def test_a_given_sample_under_every_gradient(self, parameters, gradient):
+        """Its leading dimensions count, not num_samples; the mean over many gives the gradient of the KL."""
+        mean, log_var = (p.requires_grad_() for p in parameters)
+        posterior, prior = DiagonalNormal(mean, log_var), Normal(torch.zeros(2).double(), 2.0)
+        sample = posterior.sample((200, 50)) if gradient == "score" else posterior.rsample((200, 50))
+        value = MonteCarloKLLoss(1, gradient=gradient).per_dimension(posterior, prior, sample)
+        truth = ExactKLLoss().per_dimension(posterior, prior)
+        assert ((value - truth) / truth.clamp(min=1)).abs().max() < 0.1
+        found = torch.autograd.grad(value.sum(), (mean, log_var))
+        expected = torch.autograd.grad(truth.sum(), (mean, log_var))
+        for estimate, each in zip(found, expected, strict=True):
+            # 10,000 draws of a spread that is 10 at most; of the score several times that
+            torch.testing.assert_close(estimate, each, rtol=0, atol=2.0 if gradient == "score" else 0.5)
+
+    def test_a_given_sample_must_be_enough(self, parameters):
+        posterior = DiagonalNormal(parameters[0].requires_grad_(), parameters[1])
+        for gradient, needed in (("score", 2), ("adaptive", 3)):
+            term = MonteCarloKLLoss(8, gradient=gradient)
+            term(posterior)
+            with pytest.raises(ValueError, match=rf"needs at least {needed} of them; here are 1"):
+                term(posterior, sample=posterior.rsample())
+        # through the sample: refused for every gradient that goes there, not for the one that does not
+        for gradient in ("pathwise", "sticking_the_landing", "adaptive"):
+            with pytest.raises(ValueError, match=rf"carries no gradient.*gradient='{gradient}'.*rsample\(\)"):
+                MonteCarloKLLoss(gradient=gradient)(posterior, sample=posterior.sample((4,)))
+        MonteCarloKLLoss(gradient="score")(posterior, sample=posterior.sample((4,))).backward()
+
+    @pytest.mark.parametrize("sampler", ["iid", "antithetic", "sobol"])
+    def test_samplers_are_per_dimension_and_per_example(self, parameters, sampler):
+        posterior, prior = DiagonalNormal(*parameters, event_dim=2), Laplace(torch.zeros(3, 2).double(), 1.0)
+        torch.manual_seed(0)
+        term = MonteCarloKLLoss(1024, sampler=sampler, reduction="none")
+        assert term.per_dimension(posterior, prior).shape == (4, 3, 2)
+        truth = ExactKLLoss("none")(posterior, prior)
+        assert ((term(posterior, prior) / truth) - 1).abs().max() < (0.01 if sampler == "sobol" else 0.1)
+        mixed = MonteCarloKLLoss(64, sampler=sampler, reduction="none")(posterior, mixture(3, 2))
+        assert mixed.shape == (4,)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"gradient": "sticking_the_landing"}, {"gradient": "score"}, {"value": "k3"}, {"sampler": "antithetic"}],
+        ids=str,
+    )
+    def test_compiles_whole(self, options):
+        mean, log_var = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+        term, mean = MonteCarloKLLoss(4, **options), mean.requires_grad_()
+
+        def loss(mean, log_var):
+            return term(DiagonalNormal(mean, log_var))
+
+        values = []
+        for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+            torch.manual_seed(0)
+            value = function(mean, log_var)
+            values.append((value.detach(), *torch.autograd.grad(value, mean)))
+        torch.testing.assert_close(*values)
+
+    def test_what_draws_in_python_compiles_around_it(self):
+        mean, log_var = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+        mean = mean.requires_grad_()
+        for options in ({"sampler": "sobol"}, {"gradient": "adaptive"}):
+            term = MonteCarloKLLoss(4, **options)
+            compiled = torch.compile(lambda m, v, term=term: term(DiagonalNormal(m, v)), backend="aot_eager")
+            torch.manual_seed(0)
+            value = compiled(mean, log_var)
+            torch.manual_seed(0)
+            torch.testing.assert_close(value, term(DiagonalNormal(mean, log_var)))
 
     def test_repr_shows_every_option(self):
         assert repr(MonteCarloKLLoss()) == (

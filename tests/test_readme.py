@@ -1,20 +1,22 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_python_blocks_run(block):
+def test_python_blocks_run():
     torch.manual_seed(0)
-    names = {}
-    exec(block, names)
-    assert names["terms"].loss.isfinite()
-    assert names["elbo"].weight.steps_taken.item() == 20
+    training, sampling = ({}, {})
+    for block, names in zip(re.findall(r"```python\n(.*?)```", README, re.DOTALL), (training, sampling), strict=True):
+        exec(block, names)
+    assert training["terms"].loss.isfinite()
+    assert training["elbo"].weight.steps_taken.item() == 20
+    assert (sampling["lower"] < sampling["upper"]).all()
+    assert sampling["posterior"].mean.grad_fn is None
+    assert sampling["posterior"].mean.grad.isfinite().all()
 
 
 def test_everything_it_points_to_exists():

@@ -211,7 +211,7 @@ def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp
                 "--model.elbo.kl",
                 "kldiv.MonteCarloKLLoss",
             ],
-            "prior of shape (3,)",
+            "posterior (2, 10), prior (3,)",
         ),
         (["--model.elbo.reconstruction", "kldiv.NoSuchTerm"], "NoSuchTerm"),
         (["--model.encoder.init_args.latent_dim", "7"], "images of shape (1, 8, 8)"),
