@@ -1,34 +1,29 @@
 """kl_quadrature(p, q): the integral itself, for two one-dimensional densities."""
 
-import contextlib
-import copy
-import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import (
     Distribution,
-    Independent,
-    Kumaraswamy,
-    MixtureSameFamily,
-    Transform,
-    TransformedDistribution,
-    VonMises,
-    Weibull,
     constraints,
 )
-from torch.distributions.transforms import (
-    ComposeTransform,
-    ExpTransform,
-    IndependentTransform,
-    SigmoidTransform,
-    _InverseTransform,
-)
-from torch.distributions.utils import lazy_property
 
+from kldiv.densities import (
+    along,
+    as_tensor,
+    centers_of,
+    expanded,
+    in_double,
+    in_vmap,
+    inside,
+    log_density,
+    sample_quantiles,
+    support_of,
+    without_common_transforms,
+)
 from kldiv.functional import check_broadcast
 from kldiv.special import expm1mx
 
@@ -85,13 +80,13 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
         _check(name, given)
     batch_shape = check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
     tensors: list[Tensor] = []
-    pair = [_in_double(d, tensors) for d in (p, q)]
-    pair = _without_common_transforms([_expanded(d, batch_shape) for d in pair])
+    pair = [in_double(d, tensors) for d in (p, q)]
+    pair = without_common_transforms([expanded(d, batch_shape) for d in pair])
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     zeros = torch.zeros(batch_shape, dtype=torch.float64, device=tensors[0].device if tensors else None)
-    checked = not torch.compiler.is_compiling() and not any(map(_in_vmap, tensors))
+    checked = not torch.compiler.is_compiling() and not any(map(in_vmap, tensors))
 
     with torch.no_grad():
         centers, panels, infinite = _place(pair, zeros, checked)
@@ -100,7 +95,7 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
         seen = [(log > -math.inf) & ~infinite for log in (log_p, log_q)]
     # the same points once more, with the graph; what is zero is left out, for its gradient may be infinite
     log_p, log_q, log_jacobian = _Rays(pair, centers, zeros).log_densities(panels.ray, t, seen)
-    value = (half * _along(_KRONROD, zeros) * _integrand(log_p, log_q, log_jacobian)).sum((0, 1))
+    value = (half * along(_KRONROD, zeros) * _integrand(log_p, log_q, log_jacobian)).sum((0, 1))
     return torch.where(infinite, math.inf, value).to(dtype)
 
 
@@ -129,9 +124,6 @@ def _check(name: str, given: object) -> None:
         )
 
 
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-
 def _integrand(log_p: Tensor, log_q: Tensor, log_jacobian: Tensor) -> Tensor:
     """p (r - 1 - ln r) dx/dt with r = q/p; q dx/dt where p is zero, and 0 where q is: that is counted elsewhere."""
     both = (log_p > -math.inf) & (log_q > -math.inf)
@@ -153,13 +145,13 @@ class _Rays:
     def __init__(self, pair: list[Distribution], centers: list[Tensor], zeros: Tensor) -> None:
         self.pair, self.zeros = pair, zeros
         self.inside = [center[0] for center in centers]
-        supports = [_support(d) for d in pair]
+        supports = [support_of(d) for d in pair]
         # a bound keeps its graph: where a support moves with a parameter, the points move with it
         bounds: list[Tensor | float] = [bound for s in supports for bound in (s.lower, s.upper)]
         bounds += [bound for s in supports for bound in s.inner]
         constant = sorted({bound for bound in bounds if not isinstance(bound, Tensor) and math.isfinite(bound)})
         moving = [bound for bound in bounds if isinstance(bound, Tensor)]
-        ends = [_as_tensor(bound, zeros) for bound in constant] + [_as_tensor(bound, zeros) for bound in moving]
+        ends = [as_tensor(bound, zeros) for bound in constant] + [as_tensor(bound, zeros) for bound in moving]
         finite = [torch.where(end.isfinite(), end, self.inside[0])[None] for end in ends]
         between = torch.cat(centers)
         for end in ends:  # a center on an end moves with it
@@ -173,7 +165,7 @@ class _Rays:
         origin, length = [low, high], [0.5 * (high - low)] * 2
         alive = []
         for s in supports:
-            within = (low >= _as_tensor(s.lower, zeros)) & (high <= _as_tensor(s.upper, zeros))
+            within = (low >= as_tensor(s.lower, zeros)) & (high <= as_tensor(s.upper, zeros))
             alive.append([within, within])
         for side, outermost in ((-1.0, breaks[:1]), (1.0, breaks[-1:])):
             reach = [s.lower if side < 0 else s.upper for s in supports]
@@ -182,8 +174,8 @@ class _Rays:
                 origin.append(outermost)
                 length.append(torch.ones_like(outermost))
                 for covered, bound in zip(alive, reach, strict=True):
-                    covered.append(_as_tensor(bound, zeros).isinf()[None])
-        self.origin, self.sign = torch.cat(origin), _along(sign, zeros).expand(-1, *zeros.shape)
+                    covered.append(as_tensor(bound, zeros).isinf()[None])
+        self.origin, self.sign = torch.cat(origin), along(sign, zeros).expand(-1, *zeros.shape)
         lengths = torch.cat(length)
         exists = lengths > 0
         self.alive = [torch.cat(covered) & exists for covered in alive]
@@ -201,12 +193,12 @@ class _Rays:
 
     def _power_law(self, j: int) -> tuple[Tensor, Tensor, Tensor]:
         """a and b of ln density = constant + a ln d + b d, d from an end where numbers run out; where it is one."""
-        multiples = _along((1.0, 2.0, 4.0, 8.0), self.zeros)
+        multiples = along((1.0, 2.0, 4.0, 8.0), self.zeros)
         points = self.origin[:, None] + self.sign[:, None] * self.nearest[:, None] * multiples
 
         def law(on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             d = torch.where(on[:, None], (points - self.origin[:, None]).abs(), multiples)
-            log = _log_density(self.pair[j], torch.where(on[:, None], points, self.inside[j]))
+            log = log_density(self.pair[j], torch.where(on[:, None], points, self.inside[j]))
             step, rise, stretch = ((x[:, 1:] - x[:, :-1]).unbind(1) for x in (log, d.log(), d))
             determinant = rise[0] * stretch[1] - rise[1] * stretch[0]
             a = (step[0] * stretch[1] - step[1] * stretch[0]) / determinant
@@ -242,7 +234,7 @@ class _Rays:
             on = of_ray(self.alive[j])
             if seen is not None:
                 on = on & seen[j]
-            log = _log_density(distribution, torch.where(on, point, self.inside[j]))
+            log = log_density(distribution, torch.where(on, point, self.inside[j]))
             if self.has_ends:
                 a, b = of_ray(self.laws[j][0]), of_ray(self.laws[j][1])
                 law = a * (log_distance - rounded.log()) + b * (distance - rounded)
@@ -263,17 +255,17 @@ class _Rays:
             stops += edges[1:]
         shape = (-1, *self.zeros.shape)
         index = torch.tensor(rays, device=self.zeros.device).view(-1, *[1] * self.zeros.dim())
-        return _Panels(*(x.expand(shape) for x in (index, _along(starts, self.zeros), _along(stops, self.zeros))))
+        return _Panels(*(x.expand(shape) for x in (index, along(starts, self.zeros), along(stops, self.zeros))))
 
     def tails(self) -> tuple[Tensor, Tensor]:
         """Where the integrand does not decay before numbers run out, and otherwise how much lies beyond."""
-        ray = _along(range(len(self.origin)), self.zeros, torch.int64)
+        ray = along(range(len(self.origin)), self.zeros, torch.int64)
         outward = ray >= self.gaps
         meets = self.alive[0] & self.alive[1] & (self.at_end | outward)
         if self.has_ends:  # between two power laws it decays
             meets = meets & ~(self.laws[0][2] & self.laws[1][2])
         last = torch.where(outward, _OUTWARDS[-1], self.nearest.clamp(min=1e-300).log() - self.log_length)
-        t = last[:, None] * _along([1 - 0.1 * k for k in range(10)], self.zeros)
+        t = last[:, None] * along([1 - 0.1 * k for k in range(10)], self.zeros)
         log_p, log_q, log_jacobian = self.log_densities(ray.expand_as(last), t)
         log_r = log_q - log_p
         near = log_r < 30
@@ -302,7 +294,7 @@ class _Panels(NamedTuple):
     def nodes(self) -> tuple[Tensor, Tensor]:
         """t at the nodes, of shape (panels, 15, *batch), and the half widths, of shape (panels, 1, *batch)."""
         half = 0.5 * (self.stop - self.start)[:, None]
-        return 0.5 * (self.stop + self.start)[:, None] + half * _along(_NODES, self.start[0]), half
+        return 0.5 * (self.stop + self.start)[:, None] + half * along(_NODES, self.start[0]), half
 
     def take(self, index: Tensor) -> "_Panels":
         return _Panels(*(x.gather(0, index) for x in self))
@@ -320,7 +312,7 @@ class _Sums(NamedTuple):
 
 
 def _integrate(rays: _Rays, panels: _Panels) -> _Sums:
-    kronrod, gauss = _along(_KRONROD, rays.zeros), _along(_GAUSS, rays.zeros)
+    kronrod, gauss = along(_KRONROD, rays.zeros), along(_GAUSS, rays.zeros)
     # in pieces, so that what is thrown away again stays small
     size = max(1, _PIECE // (15 * max(1, rays.zeros.numel())))
     pieces = []
@@ -360,14 +352,14 @@ def _halve(rays: _Rays, panels: _Panels, sums: _Sums, count: int) -> tuple[_Pane
 
 def _place(pair: list[Distribution], zeros: Tensor, checked: bool) -> tuple[list[Tensor], _Panels, Tensor]:
     """The centers, the panels that count, and where the integral is infinite."""
-    known = [_centers(d, zeros) for d in pair]
+    known = [centers_of(d, zeros) for d in pair]
     for sampled in (False, True):
         centers = []
         for d, found in zip(pair, known, strict=True):
             if checked and (sampled or found is None):
-                quantiles = _sample_quantiles(d, zeros)
+                quantiles = sample_quantiles(d, zeros)
                 found = quantiles if found is None else torch.cat([found, quantiles])
-            centers.append(_inside(_support(d), zeros[None] if found is None else found, zeros).detach())
+            centers.append(inside(support_of(d), zeros[None] if found is None else found, zeros).detach())
         rays = _Rays(pair, centers, zeros)
         panels = rays.panels()
         sums = _integrate(rays, panels)
@@ -404,246 +396,6 @@ def _failure(pair: list[Distribution], failed: Tensor, sums: _Sums, beyond: Tens
         "feature too narrow to be found, or is known to too few digits where it counts. Estimate it by sampling: "
         "kldiv.MonteCarloKLLoss(num_samples=1024)(p, q)"
     )
-
-
-# -- what is asked of a distribution -----------------------------------------------------------------------------------
-
-
-class _Support(NamedTuple):
-    """An interval, and the ends of further intervals inside it. A number is an end that never moves."""
-
-    lower: Tensor | float
-    upper: Tensor | float
-    inner: tuple[Tensor, ...] = ()
-
-
-def _support(distribution: Any) -> _Support:
-    if isinstance(distribution, VonMises):  # torch says real, for an angle may be given modulo 2 pi
-        return _Support(-math.pi, math.pi)
-    if isinstance(distribution, Independent):
-        return _support(distribution.base_dist)
-    if isinstance(distribution, MixtureSameFamily):
-        component = distribution.component_distribution
-        part = _support(component)
-        lower, upper, *inner = (
-            end.expand(component.batch_shape) if isinstance(end, Tensor) else end
-            for end in (part.lower, part.upper, *part.inner)
-        )
-        return _Support(
-            lower.amin(-1) if isinstance(lower, Tensor) else lower,
-            upper.amax(-1) if isinstance(upper, Tensor) else upper,
-            tuple(end for ends in (lower, upper, *inner) if isinstance(ends, Tensor) for end in ends.unbind(-1)),
-        )
-    if inspect.getattr_static(type(distribution), "support") is vars(TransformedDistribution)["support"]:
-        # that is the codomain of its last transform, which may be more than it reaches
-        support = _support(distribution.base_dist)
-        for transform in _single(distribution.transforms):
-            support = _image(transform, support)
-        return support
-    try:
-        return _interval(distribution.support)
-    except NotImplementedError:
-        return _Support(-math.inf, math.inf)
-
-
-def _interval(constraint: object) -> _Support:
-    lower, upper = getattr(constraint, "lower_bound", -math.inf), getattr(constraint, "upper_bound", math.inf)
-    lower, upper = (end.double() if isinstance(end, Tensor) else float(end) for end in (lower, upper))
-    return _Support(lower, upper)
-
-
-def _single(transforms: Sequence[Transform]) -> Iterator[Transform]:
-    for transform in transforms:
-        if isinstance(transform, ComposeTransform):
-            yield from _single(transform.parts)
-        elif isinstance(transform, IndependentTransform):
-            yield transform.base_transform
-        else:
-            yield transform
-
-
-def _image(transform: Transform, support: _Support) -> _Support:
-    if _interval(transform.domain) == support:
-        return _interval(transform.codomain)
-    images = []
-    for end in (support.lower, support.upper, *support.inner):
-        # an infinite end does not move, and 0 * inf would be its derivative
-        if isinstance(end, Tensor):
-            image = transform(torch.where(end.isfinite(), end, 0.5))
-            images.append(torch.where(end.isfinite(), image, transform(end).detach()))
-        else:
-            image = transform(torch.tensor(end, dtype=torch.float64))
-            images.append(image if math.isfinite(end) else image.detach())
-    first, last, *inner = images
-    return _Support(torch.minimum(first, last), torch.maximum(first, last), tuple(inner))
-
-
-def _without_common_transforms(pair: list[Any]) -> list[Any]:
-    """Two distributions of the same divergence: where 1 - x runs out of numbers, the logit of x does not."""
-    while all(type(d).log_prob is TransformedDistribution.log_prob and d.transforms for d in pair):
-        last = [d.transforms[-1] for d in pair]
-        if not isinstance(last[0], (ExpTransform, SigmoidTransform)) or type(last[0]) is not type(last[1]):
-            break
-        pair = [
-            TransformedDistribution(d.base_dist, d.transforms[:-1], validate_args=False)
-            if d.transforms[:-1]
-            else d.base_dist
-            for d in pair
-        ]
-    return pair
-
-
-def _centers(distribution: Any, zeros: Tensor) -> Tensor | None:
-    """Where a density may be narrow: a median, mean or mode, and that of each component. (centers, *batch)."""
-    if isinstance(distribution, Independent):
-        return _centers(distribution.base_dist, zeros)
-    if isinstance(distribution, MixtureSameFamily):
-        component = distribution.component_distribution
-        each = _centers(component, zeros[..., None].expand(component.batch_shape))
-        return None if each is None else each.movedim(-1, 1).flatten(0, 1)
-    if isinstance(distribution, VonMises):
-        return torch.remainder(distribution.loc + math.pi, 2 * math.pi)[None] - math.pi
-    if type(distribution) is TransformedDistribution:
-        centers = _centers(distribution.base_dist, zeros)
-        for transform in _single(distribution.transforms):
-            centers = None if centers is None else transform(centers)
-        return centers
-    found: list[Tensor] = []
-    with contextlib.suppress(NotImplementedError):
-        found.append(zeros + distribution.icdf(zeros + 0.5))
-    for name in ("mean", "mode") if not found else ():
-        with contextlib.suppress(NotImplementedError):
-            found.append(zeros + getattr(distribution, name))
-    return torch.where(found[0].isfinite(), found[0], found[-1])[None] if found else None
-
-
-def _sample_quantiles(distribution: Distribution, zeros: Tensor) -> Tensor:
-    """32 quantiles of 1024 draws, (32, *batch): the same each time, with the global generators left as they are."""
-    cuda = zeros.device.type == "cuda"
-    with torch.random.fork_rng(devices=[zeros.device] if cuda else []):
-        torch.default_generator.manual_seed(0)
-        if cuda:
-            torch.cuda.default_generators[zeros.device.index].manual_seed(0)
-        try:
-            draws = distribution.sample(torch.Size([1024]))
-        except NotImplementedError:
-            return zeros[None]
-    return draws.double().sort(0).values[16::32]
-
-
-def _inside(support: _Support, points: Tensor, zeros: Tensor) -> Tensor:
-    """The points, and others in place of those that are no inner points of the support."""
-    lower, upper = _as_tensor(support.lower, zeros), _as_tensor(support.upper, zeros)
-    above = torch.where(lower.isfinite(), lower + 1, torch.where(upper.isfinite(), upper - 1, zeros))
-    other = torch.where(lower.isfinite() & upper.isfinite(), 0.5 * (lower + upper), above)
-    return torch.where(points.isfinite() & (points > lower) & (points < upper), points, other)
-
-
-def _log_density(distribution: Any, x: Tensor) -> Tensor:
-    """ln p(x) inside of the support."""
-    if type(distribution) in _LOG_DENSITIES:
-        return _LOG_DENSITIES[type(distribution)](distribution, x)
-    log: Tensor
-    if type(distribution).log_prob is MixtureSameFamily.log_prob:
-        component, x = distribution.component_distribution, x[..., None]
-        lower, upper, _ = _support(component)
-        if isinstance(lower, Tensor) or isinstance(upper, Tensor):
-            # a component is not asked outside of its support, where torch may answer all the same
-            on = (x > lower) & (x < upper)
-            zeros = x.new_zeros(component.batch_shape)
-            inner = _inside(_Support(lower, upper), zeros, zeros)
-            log = torch.where(on, _log_density(component, torch.where(on, x, inner)), -math.inf)
-        else:
-            log = _log_density(component, x)
-        return torch.logsumexp(log + torch.log_softmax(distribution.mixture_distribution.logits, -1), -1)
-    log = distribution.log_prob(x)
-    return log
-
-
-def _log_density_of_kumaraswamy(distribution: Kumaraswamy, x: Tensor) -> Tensor:
-    a, b, log = distribution.concentration1, distribution.concentration0, x.log()
-    return a.log() + b.log() + (a - 1) * log + (b - 1) * (-torch.expm1(a * log)).log()
-
-
-def _log_density_of_von_mises(distribution: VonMises, x: Tensor) -> Tensor:
-    half, kappa = torch.sin(0.5 * (x - distribution.loc)), distribution.concentration
-    return -2 * kappa * half * half - torch.log(2 * math.pi * torch.special.i0e(kappa))
-
-
-def _log_density_of_weibull(distribution: Weibull, x: Tensor) -> Tensor:
-    scale, k = distribution.scale, distribution.concentration
-    log = (x / scale).log()
-    return (k / scale).log() + (k - 1) * log - torch.exp(k * log)
-
-
-def _log_density_of_generalized_pareto(distribution: Any, x: Tensor) -> Tensor:
-    scale: Tensor = distribution.scale
-    concentration: Tensor = distribution.concentration
-    z = (x - distribution.loc) / scale
-    straight = concentration.abs() < 1e-15
-    c = torch.where(straight, 1.0, concentration)
-    return -scale.log() - (1 + concentration) * torch.where(straight, z, torch.log1p(c * z) / c)
-
-
-# where torch's own rounds more than it must, or to zero, or takes no float64
-_LOG_DENSITIES: dict[type, Callable[[Any, Tensor], Tensor]] = {
-    Kumaraswamy: _log_density_of_kumaraswamy,
-    VonMises: _log_density_of_von_mises,
-    Weibull: _log_density_of_weibull,
-    # newer than the oldest torch that is supported
-    getattr(torch.distributions, "GeneralizedPareto", type(None)): _log_density_of_generalized_pareto,
-}
-
-
-def _in_double(value: Any, tensors: list[Tensor]) -> Any:
-    """A copy with floating tensors in ``float64``, however deep, on the graph of the original, and without validation.
-
-    The floating tensors that were met are added to ``tensors``.
-    """
-    if isinstance(value, Tensor) and value.is_floating_point():
-        tensors.append(value)
-        return value.double()
-    if type(value) in (list, tuple):
-        return type(value)(_in_double(item, tensors) for item in value)
-    if isinstance(value, _InverseTransform):
-        return _in_double(value.inv, tensors).inv
-    if not isinstance(value, (Distribution, Transform)) or isinstance(value, torch.nn.Module):
-        return value
-    new = copy.copy(value)
-    for name, item in vars(value).items():
-        # what was computed from the parameters in their own precision is computed again
-        cached = isinstance(inspect.getattr_static(type(value), name, None), lazy_property)
-        if cached and "_param" in vars(value) and item is not vars(value)["_param"]:
-            del vars(new)[name]
-        elif name != "_inv":
-            vars(new)[name] = _in_double(item, tensors)
-    if isinstance(new, Distribution):
-        new._validate_args = False
-    return new
-
-
-def _expanded(distribution: Distribution, batch_shape: torch.Size) -> Distribution:
-    if distribution.batch_shape != batch_shape:
-        with contextlib.suppress(NotImplementedError):  # its log_prob may broadcast all the same
-            distribution = distribution.expand(batch_shape)
-    return distribution
-
-
-def _in_vmap(tensor: Tensor) -> bool:
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if torch._C._functorch.is_batchedtensor(tensor):
-            return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return False
-
-
-def _as_tensor(value: Tensor | float, zeros: Tensor) -> Tensor:
-    return value.to(zeros).expand(zeros.shape) if isinstance(value, Tensor) else torch.full_like(zeros, value)
-
-
-def _along(values: Sequence[float], zeros: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The values along a new first dimension."""
-    return torch.tensor(values, dtype=dtype, device=zeros.device).view(-1, *[1] * zeros.dim())
 
 
 _EPS = 2.0**-52
