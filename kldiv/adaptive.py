@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from kldiv.double import log_prob
 from kldiv.estimators import sticking_the_landing
 
 _GROUPS = 16  # of units, whose gradients the coefficient is fitted to: each costs two backward passes
@@ -29,7 +30,7 @@ def fit_coefficients(
         gradient.
     """
     _, _, landing = sticking_the_landing(p, q, sample, "adaptive")
-    score = p.log_prob(sample.detach())
+    score = log_prob(p, sample.detach())
     if not score.requires_grad:
         return None
     parameters = list(parameters) or leaves_of(score)
@@ -44,7 +45,9 @@ def fit_coefficients(
         found = torch.autograd.grad(
             terms[start:stop].sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.cat([g.reshape(*own, -1).double() for g in found], -1)
+        return torch.cat(
+            [g.flatten(len(own)).double() if g.ndim > len(own) else g[..., None].double() for g in found], -1
+        )
 
     t_all, s_all = gradient(landing), gradient(score)
     t_s: list[Tensor] = []

@@ -215,18 +215,19 @@ _LOG_DENSITIES: dict[type, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-def in_double(value: Any, tensors: list[Tensor]) -> Any:
+def in_double(value: Any, tensors: list[Tensor], made: dict[int, Tensor] | None = None) -> Any:
     """A copy with floating tensors in ``float64``, however deep, on the graph of the original, and without validation.
 
-    The floating tensors that were met are added to ``tensors``.
+    The floating tensors that were met are added to ``tensors``. One tensor under two names stays one.
     """
+    made = {} if made is None else made
     if isinstance(value, Tensor) and value.is_floating_point():
         tensors.append(value)
-        return value.double()
+        return made.setdefault(id(value), value.double())
     if type(value) in (list, tuple):
-        return type(value)(in_double(item, tensors) for item in value)
+        return type(value)(in_double(item, tensors, made) for item in value)
     if isinstance(value, _InverseTransform):
-        return in_double(value.inv, tensors).inv
+        return in_double(value.inv, tensors, made).inv
     if not isinstance(value, (Distribution, Transform)) or isinstance(value, torch.nn.Module):
         return value
     new = copy.copy(value)
@@ -236,7 +237,7 @@ def in_double(value: Any, tensors: list[Tensor]) -> Any:
         if cached and "_param" in vars(value) and item is not vars(value)["_param"]:
             del vars(new)[name]
         elif name != "_inv":
-            vars(new)[name] = in_double(item, tensors)
+            vars(new)[name] = in_double(item, tensors, made)
     if isinstance(new, Distribution):
         new._validate_args = False
     return new

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from kldiv.double import has_moving_support, has_pathwise_gradient, log_prob
 from kldiv.special import expm1mx
 
 # --- values: of the log-ratio l = ln p(x) - ln q(x), ln q(x) and p
@@ -90,7 +91,7 @@ def pathwise(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, 
 
     Source: Kingma & Welling 2014, eq. 6; Rezende, Mohamed & Wierstra 2014.
     """
-    log_p, log_q = p.log_prob(sample), q.log_prob(sample)
+    log_p, log_q = log_prob(p, sample), log_prob(q, sample)
     _check_sample_gradient(p, log_p, sample, "pathwise")
     return log_p, log_q, log_p - log_q
 
@@ -105,8 +106,8 @@ def sticking_the_landing(
 
     Source: Roeder, Wu & Duvenaud 2017, eq. 8.
     """
-    log_p, log_q = p.log_prob(sample), q.log_prob(sample)
-    log_p_fixed = p.log_prob(sample.detach())
+    log_p, log_q = log_prob(p, sample), log_prob(q, sample)
+    log_p_fixed = log_prob(p, sample.detach())
     _check_sample_gradient(p, log_p_fixed, sample, called)
     return log_p, log_q, log_p - log_p_fixed - log_q
 
@@ -125,7 +126,7 @@ def adaptive(
     """
     log_p, log_q, landing = sticking_the_landing(p, q, sample, "adaptive")
     if coefficients is not None:
-        landing = landing + coefficients * p.log_prob(sample.detach())
+        landing = landing + coefficients * log_prob(p, sample.detach())
     return log_p, log_q, landing
 
 
@@ -139,7 +140,7 @@ def score(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, Ten
     Source: Williams 1992; Kool, van Hoof & Welling 2019 (leave-one-out baseline).
     """
     sample = sample.detach()
-    log_p, log_q = p.log_prob(sample), q.log_prob(sample)
+    log_p, log_q = log_prob(p, sample), log_prob(q, sample)
     log_ratio = (log_p - log_q).detach()
     of_units = log_ratio.mean(1, keepdim=True)
     units = len(of_units)
@@ -156,22 +157,41 @@ GRADIENTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
 UNITS_NEEDED = {"pathwise": 1, "sticking_the_landing": 1, "score": 2, "adaptive": 3}
 
 
-def check_units(units: int, gradient: str, sampler: str) -> None:
-    """Raises: ValueError: too few independent units for the gradient; the message says what would do."""
+_WITH_OTHERS = {"score": "takes its baseline from the other", "adaptive": "fits its coefficient on the other"}
+
+
+def check_scramble(gradient: str) -> None:
+    """Raises: ValueError: a gradient that needs more than the dependent points of one Sobol scramble."""
+    if (needed := UNITS_NEEDED[gradient]) > 1:
+        raise ValueError(
+            f"gradient={gradient!r} {_WITH_OTHERS[gradient]} independent draws, and the points of one Sobol scramble "
+            f"are dependent. sampler='iid' with {needed} samples or more would do"
+        )
+
+
+def check_choice(p: Distribution, gradient: str, sampler: str, units: int, given: bool = False) -> None:
+    """Whether the gradient of p can be right with so many independent units, which may be a sample that was given.
+
+    Raises: ValueError: it cannot; the message says why and what would do.
+    """
+    if gradient != "pathwise" and torch.is_grad_enabled() and has_moving_support(p):
+        raise ValueError(
+            f"the support of {type(p).__name__} moves with its parameters, so the mean of its score is not zero, and "
+            f"gradient={gradient!r} would be biased. gradient='pathwise' would do"
+        )
     needed = UNITS_NEEDED[gradient]
     if units >= needed:
         return
-    what = {"score": "takes its baseline from the other", "adaptive": "fits its coefficient on the other"}[gradient]
+    if units == 0:
+        raise ValueError("the sample has 0 draws: its leading dimensions are their number")
+    what = _WITH_OTHERS[gradient]
     if sampler == "sobol":
-        raise ValueError(
-            f"gradient={gradient!r} {what} independent draws, and the points of one Sobol scramble are dependent. "
-            "gradient='pathwise' or sampler='iid' would do"
-        )
-    draws = 2 * needed if sampler == "antithetic" else needed
-    unit = "antithetic pairs" if sampler == "antithetic" else "draws"
+        check_scramble(gradient)
+    unit, size = ("antithetic pairs", 2) if sampler == "antithetic" else ("draws", 1)
+    more = f"A sample of shape ({needed}, ...)" if given else f"num_samples={needed * size}"
     raise ValueError(
-        f"gradient={gradient!r} {what} {unit} and needs at least {needed} of them; here are {units}. "
-        f"num_samples={draws} would do, or gradient='pathwise'"
+        f"gradient={gradient!r} {what} {unit} and needs at least {needed} of them; here are {units}. {more} would do"
+        + (", or gradient='pathwise'" if has_pathwise_gradient(p) else "")
     )
 
 
@@ -198,15 +218,16 @@ def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
 
 
 def _check_sample_gradient(p: Distribution, log_p: Tensor, sample: Tensor, gradient: str) -> None:
-    if not torch.is_grad_enabled() or not log_p.requires_grad or sample.requires_grad:
+    if not torch.is_grad_enabled() or not log_p.requires_grad:
         return
-    if p.has_rsample:
+    if not has_pathwise_gradient(p):
+        lacks = "has an rsample that is straight-through, not reparametrised" if p.has_rsample else "has no rsample"
+        raise ValueError(
+            f"{type(p).__name__} {lacks}, which gradient={gradient!r} goes through, and its parameters want gradients. "
+            "gradient='score' would do, with two or more draws, or torch.no_grad() for the value alone"
+        )
+    if not sample.requires_grad:
         raise ValueError(
             f"the sample carries no gradient and the parameters of {type(p).__name__} want one: gradient={gradient!r} "
             "goes through the sample, and would be wrong. Draw it with rsample(), or compute under torch.no_grad()"
         )
-    raise ValueError(
-        f"{type(p).__name__} has no rsample, which gradient={gradient!r} goes through, and its parameters want "
-        "gradients. gradient='score' would do, with two or more draws; for the value alone compute under "
-        "torch.no_grad(); kldiv.kl_divergence(p, q) has closed forms"
-    )

@@ -1,14 +1,16 @@
 """KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from kldiv.adaptive import parameters_of
-from kldiv.distributions import factorise, standard_prior, widened, with_event_dims
-from kldiv.divergence import is_registered_by_user, kl_divergence
-from kldiv.estimators import check_units
+from kldiv.distributions import factorise, standard_prior, with_event_dims
+from kldiv.divergence import is_registered_by_user, kl_divergence, parameter_dtype
+from kldiv.double import in_wide
+from kldiv.estimators import check_scramble
 from kldiv.functional import check_broadcast, kl_normal
-from kldiv.monte_carlo import average, check_options
+from kldiv.monte_carlo import average, check_measures, check_options
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.samplers import Draws, GivenDraws
 from kldiv.special import widen
@@ -172,7 +174,8 @@ class MonteCarloKLLoss(KLTerm):
 
     Called with ``(posterior, prior=None, sample=None)``. A ``sample`` of shape (\*samples, \*batch, \*event), the one
     the decoder consumed, saves drawing again and overrides ``num_samples`` and ``sampler``: its draws are taken to be
-    independent.
+    independent. One in half precision is rounded, by more than its noise where a posterior is narrow: give the
+    posterior ``float32`` parameters, ``DiagonalNormal(mean.float(), log_var.float())``, and draw from that.
 
     Args:
         num_samples: draws for each example, at least 1; even for ``"antithetic"``.
@@ -205,7 +208,7 @@ class MonteCarloKLLoss(KLTerm):
         super().__init__(reduction)
         check_options(num_samples, value, gradient, sampler)
         if sampler == "sobol":
-            check_units(1, gradient, sampler)
+            check_scramble(gradient)
         self.num_samples, self.value, self.gradient, self.sampler = num_samples, value, gradient, sampler
 
     def unreduced(
@@ -213,12 +216,16 @@ class MonteCarloKLLoss(KLTerm):
     ) -> Tensor:
         check_distributions(posterior, prior)
         check_example_dimension(posterior)
-        parameters = parameters_of(posterior)
+        if not (sample is None or isinstance(sample, Tensor)):
+            raise TypeError(f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample()")
         shape = posterior.batch_shape + posterior.event_shape
-        # a sample in half precision is another than was meant, and log-densities of it are off by many nats
-        p = widened(posterior)
-        q = standard_prior(p, like=sample) if prior is None else widened(prior)
-        p, q = matched(p, q)
+        q = standard_prior(posterior, like=sample) if prior is None else prior
+        check_measures(posterior, q)
+        parameters, dtype = (
+            parameters_of(posterior),
+            torch.promote_types(parameter_dtype(posterior), parameter_dtype(q)),
+        )
+        p, q = matched(*in_wide(posterior, q))
         if sample is None:
             reparametrised = self.gradient != "score"
             draws = Draws(p, p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
@@ -228,8 +235,9 @@ class MonteCarloKLLoss(KLTerm):
                     f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
                     f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
                 )
-            draws = GivenDraws(p, *widen(sample))
-        return average(draws, q, self.value, self.gradient, parameters=parameters).value
+            (sample,) = widen(sample)
+            draws = GivenDraws(p, sample.to(torch.promote_types(sample.dtype, parameter_dtype(p))))
+        return average(draws, q, self.value, self.gradient, parameters=parameters).value.to(dtype)
 
     def extra_repr(self) -> str:
         options = ("num_samples", "value", "gradient", "sampler", "reduction")
@@ -239,6 +247,8 @@ class MonteCarloKLLoss(KLTerm):
 def check_distributions(posterior: object, prior: object) -> None:
     """Raises: TypeError: one of the two is no distribution; the message shows how to make one of tensors."""
     for name, value in (("posterior", posterior), ("prior", prior)):
+        if isinstance(value, nn.Module):
+            raise TypeError(f"the {name} is a {type(value).__name__}, a module: call it, and pass what it returns")
         if not (isinstance(value, Distribution) or (value is None and name == "prior")):
             raise TypeError(
                 f"the {name} is a {type(value).__name__}, and this term takes distributions: write "

@@ -5,25 +5,27 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, Independent
 from torch.utils.checkpoint import checkpoint
 
 from kldiv.adaptive import fit_coefficients, parameters_of
-from kldiv.distributions import factorise, independent_dims, sum_rightmost, take_off, widened
+from kldiv.distributions import factorise, independent_dims, sum_rightmost, take_off
+from kldiv.divergence import parameter_dtype
+from kldiv.double import in_wide, is_ours, materialise
 from kldiv.estimators import (
     GRADIENTS,
     UNITS_NEEDED,
     VALUES,
-    check_units,
+    check_choice,
     evaluate,
     with_gradient,
 )
 from kldiv.functional import check_broadcast
-from kldiv.samplers import SAMPLERS, Draws
+from kldiv.samplers import SAMPLERS, Draws, GivenDraws
 
 _CHUNK_ELEMENTS = 2**22
 """Of samples at once: 16 MiB in float32, and a small multiple with what is computed of them."""
@@ -120,13 +122,14 @@ def estimate_kl(
     if p.event_shape != q.event_shape:
         raise ValueError(f"p has the event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}: it must be one")
     batch_dims = max(len(p.batch_shape), len(q.batch_shape))
-    parameters = parameters_of(p)
-    # samples in half precision are others than were meant
-    p, q = by_dimension(widened(p), widened(q))
+    parameters, dtype = parameters_of(p), torch.promote_types(parameter_dtype(p), parameter_dtype(q))
+    check_measures(p, q)
+    p, q = by_dimension(*in_wide(p, q))
     shape = check_broadcast(p=p.batch_shape, q=q.batch_shape)
     with noise_of(generator):
         draws = Draws(p, shape, num_samples, sampler, with_gradient=gradient != "score")
-        return average(draws, q, value, gradient, chunk_size, parameters, batch_dims, len(shape) - batch_dims)
+        found = average(draws, q, value, gradient, chunk_size, parameters, batch_dims, len(shape) - batch_dims)
+    return KLEstimate(*(each.to(dtype) for each in found))
 
 
 def by_dimension(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
@@ -138,10 +141,31 @@ def by_dimension(p: Distribution, q: Distribution) -> tuple[Distribution, Distri
     return take_off(p, dims), take_off(q, dims)
 
 
+def check_measures(p: Distribution, q: Distribution) -> None:
+    """Raises: ValueError: a discrete and a continuous distribution, or categories of unequal number."""
+    kinds = [_kind(distribution) for distribution in (p, q)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise ValueError(
+            f"p, {type(p).__name__}, is {kinds[0]} and q, {type(q).__name__}, is {kinds[1]}: their densities are of "
+            "two kinds and have no ratio"
+        )
+
+
+def _kind(distribution: Any) -> str | None:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if isinstance(distribution, Categorical):
+        return f"of {distribution._num_events} categories"
+    try:
+        return ("discrete" if distribution.support.is_discrete else "continuous") if is_ours(distribution) else None
+    except NotImplementedError:
+        return None
+
+
 def check_options(num_samples: int, value: str, gradient: str, sampler: str) -> None:
     """Raises: ValueError: fewer than one sample, or an option that is none of those known."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples}: at least one sample is needed")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples={num_samples!r}: a whole number of samples, at least one")
     for name, option, known in (
         ("value", value, VALUES),
         ("gradient", gradient, GRADIENTS),
@@ -167,7 +191,8 @@ def average(
         parameters, batch_dims: what ``"adaptive"`` takes gradients in, and how many dimensions of the batch are
             problems of their own to it.
     """
-    check_units(draws.units, gradient, draws.sampler)
+    given = isinstance(draws, GivenDraws)
+    check_choice(draws.p, gradient, draws.sampler, draws.units, given)
     fits = gradient == "adaptive" and torch.is_grad_enabled()
 
     def evaluated(sample: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -185,10 +210,13 @@ def average(
         moments.add(values)
         return KLEstimate(with_gradient(moments.mean, surrogate), moments.standard_error())
 
+    for distribution in (draws.p, q):
+        materialise(distribution)
     surrogate = torch.zeros(())
     of_scrambles = torch.zeros(())
     for start, stop in chunks:
-        again = functools.partial(_drawn, draws, start, stop, int(torch.randint(2**62, ())))
+        seed = None if given else int(torch.randint(2**62, ()))
+        again = functools.partial(_drawn, draws, start, stop, seed)
         # fitted outside of the checkpoint: backward passes inside would compute it again, each of them
         coefficients = fitted(again())
         values, of_chunk = checkpoint(
@@ -207,7 +235,7 @@ def average(
     return KLEstimate(with_gradient(moments.mean, surrogate), moments.standard_error())
 
 
-def _drawn(draws: Draws, start: int, stop: int, seed: int) -> Tensor:
+def _drawn(draws: Draws, start: int, stop: int, seed: int | None) -> Tensor:
     with noise_of(seed):
         return draws(start, stop)
 
@@ -215,6 +243,8 @@ def _drawn(draws: Draws, start: int, stop: int, seed: int) -> Tensor:
 def _chunks(draws: Draws, gradient: str, chunk_size: int | None) -> list[tuple[int, int]]:
     """Where each chunk starts and ends, in what :attr:`Draws.length` counts: equal ones with the units they need."""
     if chunk_size is None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # checkpoints know nothing of vmap and jvp
+            return [(0, draws.length)]
         elements = math.prod(draws.batch_shape) * math.prod(draws.p.event_shape)
         chunk_size = max(_CHUNK_ELEMENTS // max(elements, 1), 1)
     elif chunk_size < 1:
@@ -230,26 +260,36 @@ def _chunks(draws: Draws, gradient: str, chunk_size: int | None) -> list[tuple[i
 class _Moments:
     """Mean and standard error of values that come in chunks (units, *batch)."""
 
-    mean: Tensor
+    _mean: Tensor
+    """Of what is finite."""
     squares: Tensor
     """Sum of squared deviations from the mean, and of cubed ones."""
     cubes: Tensor
+    infinite: Tensor
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, values: Tensor) -> None:
         count, mean = len(values), values.mean(0)
+        # beside the sums: a difference of infinities is none
+        infinite = mean.masked_fill(mean.isfinite(), 0.0)
+        values, mean = (each.masked_fill(~mean.isfinite(), 0.0) for each in (values, mean))
         deviations = values - mean
         squares, cubes = deviations.square().sum(0), deviations.pow(3).sum(0)
         if self.count:  # pairwise update: Pebay 2008
-            a, b, distance = self.count, count, mean - self.mean
+            a, b, distance = self.count, count, mean - self._mean
             count = a + b
-            mean = self.mean + distance * (b / count)
+            mean = self._mean + distance * (b / count)
             cubes = self.cubes + cubes + distance.pow(3) * (a * b * (a - b) / count**2)
             cubes = cubes + 3 * distance * (a * squares - b * self.squares) / count
             squares = self.squares + squares + distance.square() * (a * b / count)
-        self.count, self.mean, self.squares, self.cubes = count, mean, squares, cubes
+            infinite = self.infinite + infinite
+        self.count, self._mean, self.squares, self.cubes, self.infinite = count, mean, squares, cubes, infinite
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean + self.infinite
 
     def standard_error(self) -> Tensor:
         if self.count < 2:
@@ -258,7 +298,7 @@ class _Moments:
         # where units are skewed, Student's interval covers too little: enlarged to the first order of what it lacks,
         # (1.08 skewness^2 - 0.07 kurtosis)/U at 95 % (Hall 1992, chapter 2), their ratio being that of a chi-square
         # that of the mean, by sqrt(U) smaller than that of a unit
-        skewness = torch.where(self.squares > 0, self.cubes / self.squares**1.5, 0.0)
+        skewness = torch.where(self.squares > 0, self.cubes / self.squares**1.5, 0.0).nan_to_num(0.0)
         return torch.where(self.mean.isfinite(), error * (1 + skewness.square()), torch.inf)
 
 
@@ -273,5 +313,8 @@ def noise_of(source: torch.Generator | int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         if isinstance(source, torch.Generator):
             source = int(torch.randint(2**62, (), generator=source, device=source.device))
-        torch.manual_seed(source)
+        # not torch.manual_seed, which would seed what is not put back
+        torch.default_generator.manual_seed(source)
+        if devices:
+            torch.cuda.manual_seed_all(source)
         yield

@@ -16,6 +16,7 @@ from torch.distributions import (
 )
 
 from kldiv.distributions import DiagonalNormal
+from kldiv.double import has_pathwise_gradient
 
 SAMPLERS = ("iid", "antithetic", "sobol")
 SCRAMBLES = 8
@@ -133,7 +134,7 @@ class Draws:
     ) -> None:
         check_num_samples(num_samples, sampler, scrambles)
         self.p, self.batch_shape, self.num_samples, self.sampler = p, batch_shape, num_samples, sampler
-        self.with_gradient = with_gradient and p.has_rsample
+        self.with_gradient = with_gradient and has_pathwise_gradient(p)
         self.units = {"iid": num_samples, "antithetic": num_samples // 2, "sobol": scrambles}[sampler]
         self.points = num_samples // self.units
         if sampler == "iid":
@@ -167,7 +168,8 @@ class Draws:
         stop = self.length if stop is None else stop
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.with_gradient):
             if self.sampler == "iid":
-                return _draw(self.p, torch.Size([stop - start, 1]), self.batch_shape)
+                draw = self.p.rsample if self.with_gradient else self.p.sample
+                return _draw(draw, torch.Size([stop - start, 1]), self.p, self.batch_shape)
             if self.sampler == "antithetic":
                 shape = (stop - start, 1, *self.batch_shape, *self.noise.noise_shape)
                 half = torch.rand(shape, dtype=torch.float64, device=self.device)
@@ -186,8 +188,9 @@ class GivenDraws(Draws):
 
     def __init__(self, p: Distribution, sample: Tensor) -> None:
         self.p, self.batch_shape, self.sampler = p, p.batch_shape, "iid"
-        self.sample = sample.reshape(-1, 1, *p.batch_shape, *p.event_shape)
-        self.num_samples = self.units = len(self.sample)
+        shape = p.batch_shape + p.event_shape
+        self.num_samples = self.units = sample.shape[: sample.ndim - len(shape)].numel()
+        self.sample = sample.reshape(self.units, 1, *shape)
         self.points = 1
 
     def __call__(self, start: int = 0, stop: int | None = None) -> Tensor:
@@ -225,9 +228,10 @@ def _device_of(distribution: Distribution) -> torch.device:
     return torch.get_default_device()
 
 
-def _draw(p: Distribution, sample_shape: torch.Size, batch_shape: torch.Size) -> Tensor:
+def _draw(
+    draw: Callable[[torch.Size], Tensor], sample_shape: torch.Size, p: Distribution, batch_shape: torch.Size
+) -> Tensor:
     """Independent samples (*sample_shape, *batch_shape, *event), without asking p to expand: not every one can."""
-    draw = p.rsample if p.has_rsample else p.sample
     own = p.batch_shape
     if own == batch_shape:
         return draw(sample_shape)
