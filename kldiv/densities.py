@@ -2,10 +2,11 @@
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -233,14 +234,20 @@ def in_double(value: Any, tensors: list[Tensor], made: dict[int, Tensor] | None 
     new = copy.copy(value)
     for name, item in vars(value).items():
         # what was computed from the parameters in their own precision is computed again
-        cached = isinstance(inspect.getattr_static(type(value), name, None), lazy_property)
-        if cached and "_param" in vars(value) and item is not vars(value)["_param"]:
+        param = vars(value).get("_param")
+        if param is not None and item is not param and is_computed_late(cast(Hashable, type(value)), name):
             del vars(new)[name]
         elif name != "_inv":
             vars(new)[name] = in_double(item, tensors, made)
     if isinstance(new, Distribution):
         new._validate_args = False
     return new
+
+
+@functools.cache
+def is_computed_late(kind: Hashable, name: str) -> bool:
+    """Whether an attribute is one that torch computes when it is first asked for."""
+    return isinstance(inspect.getattr_static(kind, name, None), lazy_property)
 
 
 def expanded(distribution: Distribution, batch_shape: torch.Size) -> Distribution:

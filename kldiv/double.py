@@ -1,15 +1,20 @@
 """Distributions as samples are drawn of them: in ``float64``, with densities that are 0 off the support."""
 
-import inspect
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, OneHotCategoricalStraightThrough, Transform, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    OneHotCategoricalStraightThrough,
+    Transform,
+    constraints,
+)
 from torch.distributions.transforms import _InverseTransform
-from torch.distributions.utils import lazy_property
 
-from kldiv.densities import Support, in_double, inside, log_density, support_of
+from kldiv.densities import Support, in_double, inside, is_computed_late, log_density, support_of
 from kldiv.distributions import widened
 from kldiv.functional import check_broadcast
 from kldiv.special import widen
@@ -87,13 +92,13 @@ def has_moving_support(p: Distribution) -> bool:
     return any(isinstance(end, Tensor) and end.requires_grad for end in ends)
 
 
-def materialise(distribution: Distribution) -> None:
+def materialise(distribution: Any) -> None:
     """Computes what torch computes when it is first asked for: a checkpoint must find the same twice."""
     for value in list(vars(distribution).values()):
         if isinstance(value, Distribution):
             materialise(value)
     for name in ("logits", "probs"):
-        if isinstance(inspect.getattr_static(type(distribution), name, None), lazy_property):
+        if is_computed_late(cast(Hashable, type(distribution)), name):
             getattr(distribution, name)
 
 

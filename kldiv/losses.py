@@ -237,7 +237,8 @@ class MonteCarloKLLoss(KLTerm):
                 )
             (sample,) = widen(sample)
             draws = GivenDraws(p, sample.to(torch.promote_types(sample.dtype, parameter_dtype(p))))
-        return average(draws, q, self.value, self.gradient, parameters=parameters).value.to(dtype)
+        found = average(draws, q, self.value, self.gradient, parameters=parameters, with_error=False)
+        return found.value.to(dtype)
 
     def extra_repr(self) -> str:
         options = ("num_samples", "value", "gradient", "sampler", "reduction")

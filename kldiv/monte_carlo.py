@@ -184,10 +184,12 @@ def average(
     parameters: Sequence[Tensor] = (),
     batch_dims: int = 1,
     event_dims: int = 0,
+    with_error: bool = True,
 ) -> KLEstimate:
-    r"""The mean over all draws with its standard error, chunk by chunk, the last ``event_dims`` of the batch summed.
+    r"""The mean over all draws, chunk by chunk, the last ``event_dims`` of the batch summed.
 
     Args:
+        with_error: whether the standard error is wanted; it is NaN where not.
         parameters, batch_dims: what ``"adaptive"`` takes gradients in, and how many dimensions of the batch are
             problems of their own to it.
     """
@@ -207,6 +209,8 @@ def average(
     if len(chunks) == 1:
         sample = draws()
         values, surrogate = evaluated(sample, fitted(sample))
+        if not with_error:
+            return KLEstimate(with_gradient(values.mean(0), surrogate), torch.full_like(surrogate, torch.nan))
         moments.add(values)
         return KLEstimate(with_gradient(moments.mean, surrogate), moments.standard_error())
 
