@@ -2,6 +2,13 @@
 
 from kldiv import functional, tables
 from kldiv.bounds import KLBounds, kl_bounds
+from kldiv.discrete_reconstruction import (
+    CategoricalNLL,
+    DiscretizedLogisticMixtureNLL,
+    NegativeBinomialNLL,
+    PoissonNLL,
+    bits_per_dimension,
+)
 from kldiv.distributions import DiagonalNormal, standard_prior
 from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
@@ -11,7 +18,13 @@ from kldiv.mixtures import DiagonalNormalMixture
 from kldiv.monte_carlo import KLEstimate, estimate_kl
 from kldiv.priors import MixturePrior, VampPrior
 from kldiv.quadrature import kl_quadrature
-from kldiv.reconstruction import BernoulliNLL, GaussianNLL, NegativeLogLikelihood
+from kldiv.reconstruction import (
+    BernoulliNLL,
+    ContinuousBernoulliNLL,
+    GaussianNLL,
+    LaplaceNLL,
+    NegativeLogLikelihood,
+)
 from kldiv.schedules import LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
 
@@ -19,8 +32,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BernoulliNLL",
+    "CategoricalNLL",
+    "ContinuousBernoulliNLL",
     "DiagonalNormal",
     "DiagonalNormalMixture",
+    "DiscretizedLogisticMixtureNLL",
     "ELBOLoss",
     "ELBOTerms",
     "ExactKLLoss",
@@ -30,15 +46,19 @@ __all__ = [
     "KLBounds",
     "KLEstimate",
     "KLTerm",
+    "LaplaceNLL",
     "LinearWarmup",
     "LogLikelihood",
     "MixturePrior",
     "MonteCarloKLLoss",
+    "NegativeBinomialNLL",
     "NegativeLogLikelihood",
+    "PoissonNLL",
     "PowerSpherical",
     "Schedule",
     "VampPrior",
     "attach",
+    "bits_per_dimension",
     "estimate_kl",
     "functional",
     "importance_log_likelihood",

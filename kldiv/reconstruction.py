@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kldiv.exact.continuous_bernoulli import log_sinc
 from kldiv.functional import check_broadcast
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.special import standardise, widen
@@ -38,6 +39,15 @@ class NegativeLogLikelihood(nn.Module):
             raise TypeError(f"{type(self).__name__} takes one tensor as output, not a {type(output).__name__}")
         return (output,)
 
+    def check_shapes(self, parameters: tuple[Tensor, ...], target: Tensor) -> None:
+        """Raises: ValueError: parameters that are not of the target's shape."""
+        for parameter in parameters:
+            if parameter.shape != target.shape:
+                raise ValueError(
+                    f"output {tuple(parameter.shape)} and target {tuple(target.shape)} must have one shape: nothing "
+                    "broadcasts here. Reshape one of them, target.view_as(output) say"
+                )
+
     def forward(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return reduce(self.per_example(output, target, mask), self.reduction)
 
@@ -51,15 +61,9 @@ class NegativeLogLikelihood(nn.Module):
         Raises: ValueError: output and target of unequal shape; a mask that does not broadcast to them.
         """
         parameters = self.parameters_of(output)
-        for parameter in parameters:
-            if parameter.shape == target.shape:
-                continue
-            raise ValueError(
-                f"output {tuple(parameter.shape)} and target {tuple(target.shape)} must have one shape: nothing "
-                "broadcasts here. Reshape one of them, target.view_as(output) say"
-            )
         if not target.ndim:
-            raise ValueError("output and target have no dimensions, and dimension 0 is the example: add one, x[None]")
+            raise ValueError("the target has no dimensions, and dimension 0 is the example: add one, x[None]")
+        self.check_shapes(parameters, target)
         *wide, target = widen(*parameters, target)
         parameters = tuple(wide)
         if mask is None:
@@ -68,8 +72,12 @@ class NegativeLogLikelihood(nn.Module):
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
         missing = mask == 0
         # filled before and after: what is missing may be NaN, in value and in gradient
-        filled = tuple(parameter.masked_fill(missing, 0) for parameter in parameters)
+        filled = self.fill(parameters, missing)
         return sum_latent(self.per_element(filled, target.masked_fill(missing, 0)).masked_fill(missing, 0))
+
+    def fill(self, parameters: tuple[Tensor, ...], missing: Tensor) -> tuple[Tensor, ...]:
+        """The parameters with 0 where the target is missing."""
+        return tuple(parameter.masked_fill(missing, 0) for parameter in parameters)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
@@ -98,7 +106,45 @@ class BernoulliNLL(NegativeLogLikelihood):
         return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
 
 
-class GaussianNLL(NegativeLogLikelihood):
+class LocationScaleNLL(NegativeLogLikelihood):
+    """What Gaussian and Laplace terms have in common: a location from the decoder, and a scale by its logarithm.
+
+    The logarithm is one for all elements, a fixed number or a parameter; where the decoder emits one for each element,
+    its output is the pair of location and logarithm, and this module's is not used. A subclass names it.
+    """
+
+    log_name: str
+
+    def __init__(self, log_scale: float, learned: bool, reduction: str) -> None:
+        super().__init__(reduction)
+        if not math.isfinite(log_scale):
+            raise ValueError(f"{self.log_name}={log_scale} is not finite")
+        self.learned = learned
+        setattr(self, self.log_name, nn.Parameter(torch.tensor(float(log_scale))) if learned else float(log_scale))
+
+    def parameters_of(self, output: Output) -> tuple[Tensor, ...]:
+        if isinstance(output, Tensor):
+            return (output,)
+        if len(output) != 2:
+            raise ValueError(
+                f"{type(self).__name__} takes a location or the pair (location, {self.log_name}) as output, not a "
+                f"sequence of {len(output)}"
+            )
+        return tuple(output)
+
+    def with_scale(self, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Location and logarithm of the scale."""
+        location, *given = parameters
+        _, log_scale = widen(location, given[0] if given else getattr(self, self.log_name))
+        return location, log_scale
+
+    def extra_repr(self) -> str:
+        value = getattr(self, self.log_name)
+        value = value.item() if isinstance(value, Tensor) else value
+        return f"{self.log_name}={value:.4g}, learned={self.learned}, {super().extra_repr()}"
+
+
+class GaussianNLL(LocationScaleNLL):
     r"""-ln N(target | output, exp(log_var)) in nats, summed over everything but the example.
 
     .. math:: \tfrac12 \left[\ln 2\pi + \lambda + (t-\mu)^2 e^{-\lambda}\right]
@@ -115,26 +161,69 @@ class GaussianNLL(NegativeLogLikelihood):
     tensor(1.8379)
     """
 
-    def __init__(self, log_var: float = 0.0, *, learned: bool = False, reduction: str = "batchmean") -> None:
-        super().__init__(reduction)
-        if not math.isfinite(log_var):
-            raise ValueError(f"log_var={log_var} is not finite")
-        self.learned = learned
-        self.log_var: float | nn.Parameter = nn.Parameter(torch.tensor(float(log_var))) if learned else float(log_var)
+    log_name = "log_var"
 
-    def parameters_of(self, output: Output) -> tuple[Tensor, ...]:
-        if isinstance(output, Tensor):
-            return (output,)
-        if len(output) != 2:
-            raise ValueError(f"GaussianNLL takes mean or (mean, log_var) as output, not a sequence of {len(output)}")
-        return tuple(output)
+    def __init__(self, log_var: float = 0.0, *, learned: bool = False, reduction: str = "batchmean") -> None:
+        super().__init__(log_var, learned, reduction)
 
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
-        mean, *given = parameters
-        _, log_var = widen(mean, given[0] if given else self.log_var)
+        mean, log_var = self.with_scale(parameters)
         distance = standardise(target - mean, log_var)
         return 0.5 * (math.log(2 * math.pi) + log_var + distance * distance)
 
-    def extra_repr(self) -> str:
-        log_var = self.log_var.item() if isinstance(self.log_var, Tensor) else self.log_var
-        return f"log_var={log_var:.4g}, learned={self.learned}, {super().extra_repr()}"
+
+class LaplaceNLL(LocationScaleNLL):
+    r"""-ln Laplace(target | output, exp(log_scale)) in nats, summed over everything but the example.
+
+    .. math:: \ln 2 + \beta + |t-\mu| e^{-\beta}
+
+    The absolute error as a likelihood: its minimum over :math:`\mu` is the median.
+
+    Args:
+        log_scale: :math:`\beta`, one for all elements: a fixed number, or where the learned one starts.
+        learned: whether ``log_scale`` is a parameter. Where the decoder emits one for each element, its output is the
+            pair ``(location, log_scale)``, and this module's is not used.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: output and target of unequal shape; a logarithm that is not finite.
+    Source: Laplace 1774.
+
+    >>> LaplaceNLL()(torch.zeros(4, 2), torch.zeros(4, 2))
+    tensor(1.3863)
+    """
+
+    log_name = "log_scale"
+
+    def __init__(self, log_scale: float = 0.0, *, learned: bool = False, reduction: str = "batchmean") -> None:
+        super().__init__(log_scale, learned, reduction)
+
+    def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        location, log_scale = self.with_scale(parameters)
+        # through its logarithm twice halved: e^-beta alone overflows where the quotient does not
+        return math.log(2) + log_scale + standardise(target - location, 2 * log_scale).abs()
+
+
+class ContinuousBernoulliNLL(NegativeLogLikelihood):
+    r"""-ln ContinuousBernoulli(target | sigmoid(output)) of logits, in nats, summed over everything but the example.
+
+    .. math:: -\eta t + \ln\frac{e^\eta - 1}{\eta} = |\eta| y - \ln|\eta| + \ln(1 - e^{-|\eta|}),
+              \qquad y = \begin{cases}1 - t & \eta > 0\\ t & \eta < 0\end{cases}
+
+    A density on [0, 1], so grey values have a likelihood, which the Bernoulli's cross-entropy is not. It may be
+    negative: densities exceed 1.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: output and target of unequal shape.
+    Source: Loaiza-Ganem & Cunningham 2019, eq. 7.
+
+    >>> ContinuousBernoulliNLL()(torch.zeros(4, 3), torch.rand(4, 3))
+    tensor(0.)
+    """
+
+    def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        (logits,) = parameters
+        size = logits.abs()
+        near = size < 0.5
+        v, w = torch.where(near, logits, 0.0), torch.where(near, 1.0, size)
+        far = w * torch.where(logits > 0, 1 - target, target) - torch.log(w) + torch.log(-torch.expm1(-w))
+        return torch.where(near, v * (0.5 - target) + log_sinc(v), far)

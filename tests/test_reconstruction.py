@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kldiv import BernoulliNLL, GaussianNLL
+from kldiv import BernoulliNLL, ContinuousBernoulliNLL, GaussianNLL, LaplaceNLL
 
 
 class TestBernoulliNLL:
@@ -93,7 +93,69 @@ class TestGaussianNLL:
         assert repr(GaussianNLL(learned=True)) == "GaussianNLL(log_var=0, learned=True, reduction='batchmean')"
 
 
-@pytest.mark.parametrize("term", [BernoulliNLL("none"), GaussianNLL(reduction="none")])
+class TestLaplaceNLL:
+    def test_against_torch_distributions(self):
+        location, log_scale, target = (torch.randn(4, 3, dtype=torch.float64) for _ in range(3))
+        laplace = torch.distributions.Laplace
+        torch.testing.assert_close(
+            LaplaceNLL(0.5, reduction="none")(location, target),
+            -laplace(location, torch.tensor(0.5).double().exp()).log_prob(target).sum(1),
+        )
+        torch.testing.assert_close(
+            LaplaceNLL(reduction="none")((location, log_scale), target),
+            -laplace(location, log_scale.exp()).log_prob(target).sum(1),
+        )
+
+    def test_is_normalised(self):
+        grid = torch.linspace(-80, 80, 80001, dtype=torch.float64)[:, None]
+        density = torch.exp(-LaplaceNLL(1.0, reduction="none")(torch.zeros_like(grid), grid))
+        assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
+
+    def test_extreme_scales_keep_their_quotient(self):
+        value = LaplaceNLL()((torch.zeros(1, 1), torch.full((1, 1), -100.0)), torch.full((1, 1), 1e-40))
+        assert value.item() == pytest.approx(0.6931472 - 100 + 1e-40 * 2.6881171e43, rel=1e-4)
+
+    def test_options(self):
+        assert repr(LaplaceNLL(learned=True)) == "LaplaceNLL(log_scale=0, learned=True, reduction='batchmean')"
+        assert "log_scale" in LaplaceNLL(learned=True).state_dict()
+        with pytest.raises(ValueError, match="log_scale=inf"):
+            LaplaceNLL(float("inf"))
+
+
+class TestContinuousBernoulliNLL:
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+    def test_against_fifty_digits(self, dtype, tolerance):
+        for logit in (1e-6, 0.1, 0.499, 0.501, 3.0, 40.0, 500.0):
+            for sign in (1, -1):
+                for target in (0.0, 0.3, 1.0):
+                    given, t = (torch.tensor([v], dtype=dtype) for v in (sign * logit, target))
+                    value = ContinuousBernoulliNLL("sum")(given, t).item()
+                    with mpmath.workdps(50):
+                        x = mpmath.mpf(given.item())
+                        truth = -x * mpmath.mpf(t.item()) + mpmath.log(mpmath.expm1(x) / x)
+                    assert abs(value - truth) <= tolerance * max(1, abs(truth)), (sign * logit, target)
+
+    def test_is_normalised(self):
+        grid = torch.linspace(0, 1, 20001, dtype=torch.float64)[:, None]
+        for logit in (-30.0, -0.3, 0.0, 2.0):
+            density = torch.exp(-ContinuousBernoulliNLL("none")(torch.full_like(grid, logit), grid))
+            assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1.0, abs=1e-5)
+
+    def test_gradient_is_mean_minus_target_everywhere(self):
+        logits = torch.tensor([[-1e3, -5.0, -0.4, 0.0, 0.4, 5.0, 1e3]], dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(ContinuousBernoulliNLL("sum")(logits, torch.full_like(logits, 0.3)), logits)
+        x = logits.detach()
+        x = torch.where(x == 0, 1e-9, x)
+        mean = torch.where(
+            x.abs() < 1e-3, 0.5, torch.where(x > 0, 1 / -torch.expm1(-x), torch.exp(x) / torch.expm1(x)) - 1 / x
+        )
+        torch.testing.assert_close(gradient, mean - 0.3, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [BernoulliNLL("none"), GaussianNLL(reduction="none"), LaplaceNLL(reduction="none"), ContinuousBernoulliNLL("none")],
+)
 def test_missing_elements_count_nothing_though_they_are_nan(term):
     output = torch.randn(4, 3, requires_grad=True)
     target = torch.rand(4, 3)
