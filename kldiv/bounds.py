@@ -89,6 +89,8 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
     KLBounds(lower=tensor(0.6931), upper=tensor(0.6931))
     """
     for name, argument in (("p", p), ("q", q)):
+        if isinstance(argument, torch.nn.Module):
+            raise TypeError(f"{name} is a {type(argument).__name__}, a module: call it, and pass what it returns")
         if not isinstance(argument, Distribution):
             raise TypeError(
                 f"kl_bounds(p, q) takes two distributions, and {name} is a {type(argument).__name__}. "
@@ -105,7 +107,8 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
     if not mixtures:
         raise ValueError(
             f"kl_bounds(p, q) takes at least one MixtureSameFamily, and these are {type(p).__name__} and "
-            f"{type(q).__name__}: write kldiv.kl_divergence(p, q), which is exact"
+            f"{type(q).__name__}: kldiv.kl_divergence(p, q) is exact where there is a closed form, and "
+            "kldiv.estimate_kl(p, q, num_samples=64) an estimate for any two"
         )
     if dims:
         return KLBounds(*(sum_rightmost(bound, dims) for bound in kl_bounds(take_off(p, dims), take_off(q, dims))))

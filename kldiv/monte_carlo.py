@@ -81,13 +81,14 @@ def estimate_kl(
     ``"score"``                  2 units      large; works for any p, discrete ones too
     ============================ ============ =========================================================================
 
-    ``"antithetic"`` pairs u and 1 - u: a lower variance of pathwise gradients far from p = q, a larger one of k1.
+    ``"antithetic"`` pairs u and 1 - u: a lower variance of pathwise gradients, most so far from p = q; that of k1 is
+    lower where means differ and higher where scales do.
     ``"sobol"`` has eight independent scrambles of a Sobol net, and a shift of its own for each element of the batch:
     the variance falls faster than 1/S. :mod:`kldiv.estimators` and :mod:`kldiv.samplers` have the sources and details.
 
     The standard error is enlarged by the units' skewness g, so that Student's interval covers as it says for skewed
     log-ratios too (a chi-square of one degree of freedom at 64 samples: by 5 to 15 %). It cannot know of tails that no
-    draw has seen: ``"k3"`` in few dimensions, or far from p = q, needs thousands of samples for an honest interval.
+    draw has seen: intervals of ``"k3"`` are too short wherever p is narrower than q, and in few dimensions near it too.
 
     A 95 % interval is value +- t * standard_error, with Student's t at U - 1 degrees of freedom: S - 1 for ``"iid"``,
     S/2 - 1 for ``"antithetic"``, 7 (t = 2.36) for ``"sobol"``.
@@ -115,6 +116,8 @@ def estimate_kl(
     torch.Size([3])
     """
     for name, given in (("p", p), ("q", q)):
+        if isinstance(given, torch.nn.Module):
+            raise TypeError(f"{name} is a {type(given).__name__}, a module: call it, and pass what it returns")
         if not isinstance(given, Distribution):
             raise TypeError(f"estimate_kl(p, q) takes two distributions, and {name} is a {type(given).__name__}")
     check_options(num_samples, value, gradient, sampler)

@@ -27,6 +27,6 @@ def test_the_recipes_run():
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     assert names["images"].shape == (16, 64)
     assert names["terms"].loss.isfinite()

@@ -1,5 +1,6 @@
 """The pictures of a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def _curves(metrics: Path) -> Figure:
         )
         if after:  # the first steps would flatten everything that follows
             margin = 0.08 * (after[-1] - after[0]) + 1e-9
-            axes.set_ylim(after[0] - margin, after[int(0.995 * (len(after) - 1))] + margin)
+            axes.set_ylim(after[0] - margin, after[math.ceil(0.995 * (len(after) - 1))] + margin)
         axes.set(title=title, xlabel="optimiser steps")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

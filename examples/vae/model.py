@@ -69,7 +69,7 @@ class VAE(LightningModule):
         decoder: z to the output that the likelihood takes.
         elbo: the loss, whose terms can be swapped in the YAML file.
         prior: a module that returns the distribution of z when called without arguments, such as
-            :class:`kldiv.MixturePrior` or a flow of zuko; ``None`` is the standard normal.
+            :class:`kldiv.MixturePrior`; ``None`` is the standard normal.
         optimizer: makes the optimiser of the parameters.
     """
 
@@ -92,10 +92,15 @@ class VAE(LightningModule):
         """The terms of the bound for one sample of q(z|x) each."""
         posterior = self.encoder(image)
         sample = posterior.rsample()
+        prior, reused = self.prior_of(posterior), self.reused(sample)
         terms: kldiv.ELBOTerms = self.elbo(
-            self.decoder(sample), image, posterior, self.prior_of(posterior), sample=sample, sample_weight=weight
+            self.decoder(sample), image, posterior, prior, sample=reused, sample_weight=weight
         )
         return terms
+
+    def reused(self, sample: Tensor) -> Tensor | None:
+        """The decoder's sample, for the KL term; ``None`` for one that is to take more samples and draws its own."""
+        return sample if getattr(self.elbo.kl, "num_samples", 1) == 1 else None
 
     def prior_of(self, posterior: Distribution) -> Distribution:
         """p(z)."""

@@ -127,7 +127,8 @@ class TrainCLI(LightningCLI):
                 posterior = self.model.encoder(images)
                 sample = posterior.rsample()
                 self.model.elbo.reconstruction.per_example(self.model.decoder(sample), images)
-                self.model.elbo.kl.unreduced(posterior, self.model.prior_of(posterior), sample)
+                prior = self.model.prior_of(posterior)
+                self.model.elbo.kl.unreduced(posterior, prior, self.model.reused(sample))
             optimizer = self.model.optimizer(self.model.parameters())
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])
