@@ -25,7 +25,7 @@ from kldiv.reconstruction import (
     LaplaceNLL,
     NegativeLogLikelihood,
 )
-from kldiv.schedules import LinearWarmup, Schedule, attach
+from kldiv.schedules import CosineWarmup, CyclicalWarmup, LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
 
 __version__ = "0.1.0"
@@ -34,6 +34,8 @@ __all__ = [
     "BernoulliNLL",
     "CategoricalNLL",
     "ContinuousBernoulliNLL",
+    "CosineWarmup",
+    "CyclicalWarmup",
     "DiagonalNormal",
     "DiagonalNormalMixture",
     "DiscretizedLogisticMixtureNLL",

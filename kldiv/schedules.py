@@ -1,5 +1,6 @@
 """The weight of the KL as a function of the optimiser's step."""
 
+import math
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -103,6 +104,85 @@ class LinearWarmup(Schedule):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+
+
+class CosineWarmup(Schedule):
+    r"""From ``start`` to ``end`` on half a period of a cosine, level at both ends, then ``end``.
+
+    .. math:: s + (e - s)\, \tfrac12 \left[1 - \cos\left(\pi \min(n / \text{steps}, 1)\right)\right]
+
+    with n the optimiser steps taken so far.
+
+    Args:
+        steps, fraction: the length, see :class:`Schedule`: one of the two.
+        start, end: the value at first and in the end.
+    Raises: ValueError: both or neither of ``steps`` and ``fraction``, or one out of its range.
+    Source: Loshchilov & Hutter 2017, eq. 5, for the shape.
+
+    >>> warmup = CosineWarmup(steps=4)
+    >>> warmup.step(); warmup()
+    tensor(0.1464)
+    """
+
+    def __init__(
+        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        self.start, self.end = start, end
+
+    def value(self, progress: Tensor) -> Tensor:
+        # half an angle's sine squared: 1 - cos of it, without the cancellation near 0
+        rise = torch.sin(0.5 * math.pi * progress.clamp(max=1.0)).square()
+        return self.start + (self.end - self.start) * rise
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+
+
+class CyclicalWarmup(Schedule):
+    r"""Several warm-ups one after the other: each from ``start`` to ``end`` on a straight line, then level, then anew.
+
+    .. math:: s + (e - s) \min(\tau / R, 1), \qquad \tau = \operatorname{frac}(C\, n / \text{steps})
+
+    with n the optimiser steps taken so far, C the cycles and R the part of each that rises. After all ``steps`` it stays
+    at ``end``.
+
+    Args:
+        steps, fraction: the length of all cycles together, see :class:`Schedule`: one of the two.
+        cycles: C, at least 1.
+        rise: R, in (0, 1].
+        start, end: the value at the beginning and at the end of each cycle.
+    Raises: ValueError: both or neither of ``steps`` and ``fraction``, or an argument out of its range.
+    Source: Fu et al. 2019, eq. 7, with C = 4 and R = 0.5.
+
+    >>> warmup = CyclicalWarmup(steps=8, cycles=2)
+    >>> warmup.step(5); warmup()
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        fraction: float | None = None,
+        cycles: int = 4,
+        rise: float = 0.5,
+        start: float = 0.0,
+        end: float = 1.0,
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        if cycles < 1:
+            raise ValueError(f"cycles={cycles}: at least one")
+        if not 0 < rise <= 1:
+            raise ValueError(f"rise={rise} is not in (0, 1]")
+        self.cycles, self.rise, self.start, self.end = cycles, rise, start, end
+
+    def value(self, progress: Tensor) -> Tensor:
+        within = torch.where(progress < 1, (self.cycles * progress).frac(), 1.0)
+        return self.start + (self.end - self.start) * (within / self.rise).clamp(max=1.0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, cycles={self.cycles}, rise={self.rise}, start={self.start}, end={self.end}"
 
 
 def step_schedules(module: nn.Module, taken: Tensor | int = 1) -> None:

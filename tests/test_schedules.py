@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from kldiv import BernoulliNLL, ELBOLoss, LinearWarmup, attach
+from kldiv import BernoulliNLL, CosineWarmup, CyclicalWarmup, ELBOLoss, LinearWarmup, attach
 
 
 def test_linear_from_start_to_end_and_no_further():
@@ -12,6 +14,43 @@ def test_linear_from_start_to_end_and_no_further():
         values.append(warmup().item())
         warmup.step()
     assert values == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def walk(schedule, steps):
+    values = []
+    for _ in range(steps):
+        values.append(schedule().item())
+        schedule.step()
+    return values
+
+
+def test_cosine_is_level_at_both_ends():
+    expected = [0.2 + 0.8 * 0.5 * (1 - math.cos(math.pi * min(n / 6, 1))) for n in range(9)]
+    assert walk(CosineWarmup(steps=6, start=0.2, end=1.0), 9) == pytest.approx(expected)
+    gentle = CosineWarmup(steps=10_000_000, end=2.0)
+    gentle.step()
+    assert gentle().item() == pytest.approx(2 * (math.pi / 2e7) ** 2, rel=1e-5)
+
+
+def test_cycles_rise_and_stay_level_and_begin_anew():
+    values = walk(CyclicalWarmup(steps=20, cycles=2, rise=0.5, start=0.0, end=1.0), 24)
+    cycle = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert values == pytest.approx(cycle + cycle + [1.0] * 4, abs=1e-5)
+    assert walk(CyclicalWarmup(steps=4, cycles=1, rise=1.0, start=0.5), 6) == pytest.approx(
+        [0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
+    )
+
+
+def test_options_of_the_shapes():
+    assert repr(CosineWarmup(fraction=0.2)) == "CosineWarmup(fraction=0.2, start=0.0, end=1.0)"
+    assert "cycles=4, rise=0.5" in repr(CyclicalWarmup(steps=8))
+    for options in ({"cycles": 0}, {"rise": 0.0}, {"rise": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            CyclicalWarmup(steps=8, **options)
+    elbo = ELBOLoss(BernoulliNLL(), weight=CyclicalWarmup(fraction=0.5, cycles=1))
+    attach(elbo, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), total_steps=8)
+    elbo.step()
+    assert elbo.weight().item() == pytest.approx(0.5)
 
 
 def test_a_fraction_needs_a_total():
