@@ -144,8 +144,8 @@ class CyclicalWarmup(Schedule):
 
     .. math:: s + (e - s) \min(\tau / R, 1), \qquad \tau = \operatorname{frac}(C\, n / \text{steps})
 
-    with n the optimiser steps taken so far, C the cycles and R the part of each that rises. After all ``steps`` it stays
-    at ``end``.
+    with n the optimiser steps taken so far, C the cycles and R the part of each that rises. After all ``steps`` it
+    stays at ``end``.
 
     Args:
         steps, fraction: the length of all cycles together, see :class:`Schedule`: one of the two.
