@@ -98,11 +98,11 @@ def coverages(replicates: int) -> dict[str, dict[str, float]]:
         for dims in (1, 2, 16, 128):
             p = DiagonalNormal(*(t.expand(replicates, dims) for t in parameters(regime, dims)))
             cases[f"k1, {regime}, {dims} dimensions"] = p, standard_normal(p), "k1"
-            if regime == "near":
-                cases[f"k3, {regime}, {dims} dimensions"] = p, standard_normal(p), "k3"
-            else:
+            cases[f"k3, {regime}, {dims} dimensions"] = p, standard_normal(p), "k3"
+            if regime == "vae":
                 cases[f"analytic entropy, {regime}, {dims} dimensions"] = p, standard_normal(p), "analytic_entropy"
-    cases["k3, variance 0.7, 1 dimension"] = Normal(0 * ones, math.sqrt(0.7)), Normal(0.0, 1.0), "k3"
+    for variance in (0.9, 0.7, 0.55):
+        cases[f"k3, variance {variance}, 1 dimension"] = Normal(0 * ones, math.sqrt(variance)), Normal(0.0, 1.0), "k3"
     cases["k1, Normal to Laplace"] = Normal(ones, 2.0), Laplace(0.0, 0.2), "k1"
     cases["k1, Laplace to Normal"] = Laplace(0 * ones, 1.0), Normal(0.0, 0.5), "k1"
     rows = {}
