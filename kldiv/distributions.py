@@ -135,8 +135,8 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
         support = support.base_constraint
     if support is not constraints.real:
         raise ValueError(
-            f"prior=None is the standard normal on the reals or uniform categories, and {name} has another support, "
-            f"{type(support).__name__}. Pass the prior: (posterior, prior={name}(...)) or any distribution there"
+            f"prior=None is the standard normal on the reals or uniform categories, and {name} has another support "
+            f"({type(support).__name__.lstrip('_')}). Pass the prior: prior={type(base).__name__}(...) or another there"
         )
     if like is None:
         try:
