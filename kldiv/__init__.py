@@ -27,11 +27,13 @@ from kldiv.reconstruction import (
 )
 from kldiv.schedules import CosineWarmup, CyclicalWarmup, LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
+from kldiv.transforms import Capacity, FreeBits
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BernoulliNLL",
+    "Capacity",
     "CategoricalNLL",
     "ContinuousBernoulliNLL",
     "CosineWarmup",
@@ -42,6 +44,7 @@ __all__ = [
     "ELBOLoss",
     "ELBOTerms",
     "ExactKLLoss",
+    "FreeBits",
     "GaussianKLLoss",
     "GaussianNLL",
     "HypersphericalUniform",

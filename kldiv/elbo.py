@@ -13,6 +13,7 @@ from kldiv.functional import check_broadcast
 from kldiv.losses import ExactKLLoss, GaussianKLLoss
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.schedules import step_schedules
+from kldiv.transforms import apply_to_groups, is_of_batch
 
 
 class ELBOTerms(NamedTuple):
@@ -40,7 +41,9 @@ class ELBOLoss(nn.Module):
     Args:
         reconstruction: the likelihood term, called (output, target), such as :class:`kldiv.BernoulliNLL`.
         kl: the KL term, called (posterior, prior); ``None`` is :class:`kldiv.ExactKLLoss`.
-        transform: a module from (N, ...) to (N, ...) that shapes the KL before it is summed over latent dimensions.
+        transform: a module from (N, ...) to (N, ...) that shapes the KL before it is summed over latent dimensions,
+            such as :class:`kldiv.FreeBits` or a ``nn.Sequential`` of several; with several latent groups each by
+            itself, unless it is to join them.
         weight: of the KL in the loss: a number, or a module called without arguments such as
             :class:`kldiv.LinearWarmup`.
         reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
@@ -123,7 +126,7 @@ class ELBOLoss(nn.Module):
         """
         masked = () if target_mask is None else (target_mask,)
         reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
-        raw, shaped = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
+        kls = []
         count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
         groups = {"posterior": posterior, "prior": prior, "sample": sample, "latent_mask": latent_mask}
         for group in zip(*(_groups(value, name, count) for name, value in groups.items()), strict=True):
@@ -133,19 +136,26 @@ class ELBOLoss(nn.Module):
                     f"the posterior has {values.shape[0]} examples (KL of shape {tuple(values.shape)}) and the "
                     f"reconstruction {reconstruction.shape[0]}: dimension 0 is the example for both"
                 )
-            raw = raw + sum_latent(values)
-            shaped = shaped + sum_latent(values if self.transform is None else self.transform(values))
-
-        if sample_weight is not None:
+            kls.append(values)
+        if sample_weight is None:
+            raw, shaped = self._shaped(kls)
+        else:
             if sample_weight.shape != reconstruction.shape:
                 raise ValueError(
                     f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {len(reconstruction)}"
                 )
-            # where, for 0 times what is not finite is to count nothing
-            counts = sample_weight != 0
-            reconstruction, raw, shaped = (
-                torch.where(counts, term * sample_weight, 0.0) for term in (reconstruction, raw, shaped)
-            )
+
+            def weighted(term: Tensor) -> Tensor:
+                weights = sample_weight.view(-1, *[1] * (term.ndim - 1))
+                # where, for 0 times what is not finite is to count nothing
+                return torch.where(weights != 0, term * weights, 0.0)
+
+            reconstruction = weighted(reconstruction)
+            # a statistic of the batch is one of the weighted examples
+            if self.transform is not None and is_of_batch(self.transform):
+                raw, shaped = self._shaped([weighted(kl) for kl in kls])
+            else:
+                raw, shaped = (weighted(term) for term in self._shaped(kls))
         if isinstance(self.weight, nn.Module):
             weight: Tensor = self.weight()
         else:
@@ -155,6 +165,13 @@ class ELBOLoss(nn.Module):
             for term in (reconstruction + weight * shaped, reconstruction + raw, reconstruction, raw)
         )
         return ELBOTerms(loss, negative_elbo, reconstruction, kl, weight)
+
+    def _shaped(self, kls: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The KL of each example, (N,), and what the transform makes of it."""
+        raw: Tensor = torch.stack([sum_latent(kl) for kl in kls]).sum(0)
+        if self.transform is None:
+            return raw, raw
+        return raw, torch.stack([sum_latent(kl) for kl in apply_to_groups(self.transform, kls)]).sum(0)
 
     def step(self) -> None:
         """One optimiser step, for every schedule inside. :func:`kldiv.attach` does it by itself."""
