@@ -24,6 +24,7 @@ from kldiv.reconstruction import (
     GaussianNLL,
     LaplaceNLL,
     NegativeLogLikelihood,
+    OptimalGaussianNLL,
 )
 from kldiv.schedules import CosineWarmup, CyclicalWarmup, LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
@@ -58,6 +59,7 @@ __all__ = [
     "MonteCarloKLLoss",
     "NegativeBinomialNLL",
     "NegativeLogLikelihood",
+    "OptimalGaussianNLL",
     "PoissonNLL",
     "PowerSpherical",
     "Schedule",

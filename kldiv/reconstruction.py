@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from kldiv.exact.continuous_bernoulli import log_sinc
 from kldiv.functional import check_broadcast
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.special import standardise, widen
+from kldiv.world import world_sum
 
 Output = Tensor | Sequence[Tensor]
 
@@ -60,6 +62,14 @@ class NegativeLogLikelihood(nn.Module):
             mask: broadcasts to the target; where it is 0 or False the target is missing and counts nothing, NaN or not.
         Raises: ValueError: output and target of unequal shape; a mask that does not broadcast to them.
         """
+        parameters, target, missing = self.prepared(output, target, mask)
+        values = self.per_element(parameters, target)
+        return sum_latent(values if missing is None else values.masked_fill(missing, 0))
+
+    def prepared(
+        self, output: Output, target: Tensor, mask: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """Parameters and target in ``float32`` at least, 0 where the target is missing, and where that is."""
         parameters = self.parameters_of(output)
         if not target.ndim:
             raise ValueError("the target has no dimensions, and dimension 0 is the example: add one, x[None]")
@@ -67,13 +77,12 @@ class NegativeLogLikelihood(nn.Module):
         *wide, target = widen(*parameters, target)
         parameters = tuple(wide)
         if mask is None:
-            return sum_latent(self.per_element(parameters, target))
+            return parameters, target, None
         if check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
         missing = mask == 0
         # filled before and after: what is missing may be NaN, in value and in gradient
-        filled = self.fill(parameters, missing)
-        return sum_latent(self.per_element(filled, target.masked_fill(missing, 0)).masked_fill(missing, 0))
+        return self.fill(parameters, missing), target.masked_fill(missing, 0), missing
 
     def fill(self, parameters: tuple[Tensor, ...], missing: Tensor) -> tuple[Tensor, ...]:
         """The parameters with 0 where the target is missing."""
@@ -170,6 +179,85 @@ class GaussianNLL(LocationScaleNLL):
         mean, log_var = self.with_scale(parameters)
         distance = standardise(target - mean, log_var)
         return 0.5 * (math.log(2 * math.pi) + log_var + distance * distance)
+
+
+class OptimalGaussianNLL(NegativeLogLikelihood):
+    r"""-ln N(target | output, variance) in nats with the variance that makes the batch's term least.
+
+    .. math:: \tfrac12 \left[\ln 2\pi\sigma^2 + (t-\mu)^2/\sigma^2\right],
+              \qquad \sigma^2 = \frac1{|B|} \sum_{B} (t-\mu)^2
+
+    In training mode the variance is that of the batch B, of all its elements and all processes, with its gradient; it
+    is tracked. In eval mode it is the one that was tracked, so that the value is a likelihood of the data, which one
+    with a variance fitted to these very data is not.
+
+    Args:
+        momentum: of the tracked variance, in (0, 1]: it moves by so much of the difference, and in the first batches by
+            1/n, a plain mean.
+        min_log_var: the logarithm of the least variance, for reconstructions without error.
+        group: the process group; ``None``: the whole world.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: output and target of unequal shape; an option out of range. RuntimeError: in eval mode before
+        any batch was seen in training mode.
+    Source: Rybkin, Daniilidis & Levine 2021 (sigma-VAE), eq. 6.
+
+    Examples that are padding belong in the ``mask``: a weight of 0 comes too late for the variance.
+
+    >>> term = OptimalGaussianNLL()
+    >>> term(torch.zeros(4, 2), torch.full((4, 2), 2.0))  # two elements of variance 4
+    tensor(4.2242)
+    """
+
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(
+        self, momentum: float = 0.01, *, min_log_var: float = -20.0, group: Any = None, reduction: str = "batchmean"
+    ) -> None:
+        super().__init__(reduction)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum={momentum} is not in (0, 1]")
+        if not math.isfinite(min_log_var):
+            raise ValueError(f"min_log_var={min_log_var} is not finite")
+        self.momentum, self.min_log_var, self.group = momentum, min_log_var, group
+        self.register_buffer("variance", torch.full((), torch.nan))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def per_example(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        (mean,), target, missing = self.prepared(output, target, mask)
+        if not self.training:
+            return self._given_variance(mean, target, missing, self._tracked())
+        squares = (target - mean).square()
+        count = squares.new_full((), float(squares.numel()))
+        if missing is not None:
+            squares = squares.masked_fill(missing, 0)
+            count = count - missing.expand(squares.shape).sum()
+        total, count = world_sum(torch.stack([squares.sum(), count]), self.group).unbind()
+        variance = (total / count.clamp(min=1)).clamp(min=math.exp(self.min_log_var))
+        with torch.no_grad():
+            self.batches += 1
+            moved = torch.clamp(1 / self.batches.to(variance.dtype), min=self.momentum)
+            before = torch.where(self.batches == 1, variance, self.variance.to(variance.dtype))
+            self.variance.copy_(before + moved * (variance - before))
+        return self._given_variance(mean, target, missing, variance)
+
+    def tracked_per_example(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Nats per example, (N,), with the tracked variance, whatever the mode: for importance weights."""
+        (mean,), target, missing = self.prepared(output, target, mask)
+        return self._given_variance(mean, target, missing, self._tracked())
+
+    def _tracked(self) -> Tensor:
+        if not torch.compiler.is_compiling() and self.variance.isnan():
+            raise RuntimeError("OptimalGaussianNLL has seen no batch in training mode, and has no variance yet")
+        return self.variance
+
+    def _given_variance(self, mean: Tensor, target: Tensor, missing: Tensor | None, variance: Tensor) -> Tensor:
+        variance = variance.to(mean.dtype)
+        values = 0.5 * (torch.log(2 * math.pi * variance) + (target - mean).square() / variance)
+        return sum_latent(values if missing is None else values.masked_fill(missing, 0))
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, min_log_var={self.min_log_var}, {super().extra_repr()}"
 
 
 class LaplaceNLL(LocationScaleNLL):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kldiv import BernoulliNLL, ContinuousBernoulliNLL, GaussianNLL, LaplaceNLL
+from kldiv import BernoulliNLL, ContinuousBernoulliNLL, GaussianNLL, LaplaceNLL, OptimalGaussianNLL
 
 
 class TestBernoulliNLL:
@@ -91,6 +91,74 @@ class TestGaussianNLL:
 
     def test_repr_shows_every_option(self):
         assert repr(GaussianNLL(learned=True)) == "GaussianNLL(log_var=0, learned=True, reduction='batchmean')"
+
+
+class TestOptimalGaussianNLL:
+    def test_no_other_variance_is_better_for_the_batch(self):
+        mean, target = torch.randn(2, 8, 5, dtype=torch.float64)
+        value = OptimalGaussianNLL()(mean, target)
+        log_vars = torch.linspace(-3, 3, 4001, dtype=torch.float64).tolist()
+        others = [GaussianNLL(log_var)(mean, target).item() for log_var in log_vars]
+        assert value.item() <= min(others) + 1e-12
+        assert value.item() == pytest.approx(min(others), abs=1e-5)
+
+    def test_gradient_is_that_of_the_minimum(self):
+        mean, target = torch.randn(2, 8, 5, dtype=torch.float64)
+        assert torch.autograd.gradcheck(lambda m: OptimalGaussianNLL()(m, target), mean.requires_grad_())
+        (gradient,) = torch.autograd.grad(OptimalGaussianNLL()(mean, target), mean)
+        log_var = (target - mean).square().mean().log().item()
+        (expected,) = torch.autograd.grad(GaussianNLL(log_var)(mean, target), mean)
+        torch.testing.assert_close(gradient, expected)  # the envelope theorem
+
+    def test_eval_mode_has_the_variance_of_training(self):
+        torch.manual_seed(0)
+        term = OptimalGaussianNLL(momentum=0.1)
+        with pytest.raises(RuntimeError, match="no batch in training mode"):
+            term.eval()(torch.zeros(2, 2), torch.zeros(2, 2))
+        targets = [scale * torch.randn(4, 3) for scale in (1.0, 2.0, 3.0)]
+        for target in targets:
+            term.train()(torch.zeros(4, 3), target)
+        tracked = torch.stack([t.square().mean() for t in targets]).mean()  # a plain mean at first
+        torch.testing.assert_close(term.variance, tracked)
+        other = torch.randn(4, 3)
+        expected = GaussianNLL(tracked.log().item(), reduction="none")(torch.zeros(4, 3), other)
+        torch.testing.assert_close(term.eval().per_example(torch.zeros(4, 3), other), expected)
+        torch.testing.assert_close(term.train().tracked_per_example(torch.zeros(4, 3), other), expected)
+        assert term.batches.item() == 3
+        loaded = OptimalGaussianNLL()
+        loaded.load_state_dict(term.state_dict())
+        torch.testing.assert_close(loaded.eval().per_example(torch.zeros(4, 3), other), expected)
+
+    def test_is_normalised_in_eval_mode(self):
+        term = OptimalGaussianNLL()
+        term(torch.zeros(1, 1).double(), torch.full((1, 1), 1.7).double())
+        grid = torch.linspace(-30, 30, 20001, dtype=torch.float64)[:, None]
+        density = torch.exp(-term.eval().per_example(torch.zeros_like(grid), grid))
+        assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1.0, abs=1e-10)
+
+    def test_missing_elements_are_not_in_the_variance(self):
+        mean, target = (
+            torch.zeros(2, 3, requires_grad=True),
+            torch.tensor([[1.0, torch.nan, 3.0], [2.0, 2.0, torch.nan]]),
+        )
+        term = OptimalGaussianNLL(reduction="none")
+        value = term(mean, target, mask=~target.isnan())
+        assert term.variance.item() == pytest.approx((1 + 9 + 4 + 4) / 4)
+        assert value.sum().item() == pytest.approx(4 * 0.5 * (1 + 1.8378771 + torch.tensor(4.5).log().item()))
+        value.sum().backward()
+        assert mean.grad.isfinite().all()
+
+    def test_perfect_reconstructions_and_options(self):
+        mean = torch.ones(2, 2, requires_grad=True)
+        OptimalGaussianNLL()(mean, torch.ones(2, 2)).backward()
+        assert mean.grad.isfinite().all()
+        assert repr(OptimalGaussianNLL()) == (
+            "OptimalGaussianNLL(momentum=0.01, min_log_var=-20.0, reduction='batchmean')"
+        )
+        with pytest.raises(ValueError, match="momentum=0"):
+            OptimalGaussianNLL(0)
+        with pytest.raises(ValueError, match="min_log_var=-inf"):
+            OptimalGaussianNLL(min_log_var=-float("inf"))
 
 
 class TestLaplaceNLL:

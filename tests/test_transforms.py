@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from kldiv import BernoulliNLL, Capacity, DiagonalNormal, ELBOLoss, FreeBits, LinearWarmup, kl_divergence
+from kldiv import (
+    BernoulliNLL,
+    Capacity,
+    DiagonalNormal,
+    ELBOLoss,
+    FreeBits,
+    LinearWarmup,
+    OptimalGaussianNLL,
+    kl_divergence,
+)
 
 KL = torch.tensor([[0.2, 1.0, 0.0], [0.4, 3.0, 0.1]], dtype=torch.float64)
 
@@ -113,6 +122,8 @@ def test_examples_of_no_weight_are_as_if_padded(transform):
 
 
 def shaped_loss(mean, transform):
+    if isinstance(transform, OptimalGaussianNLL):
+        return transform(mean, torch.zeros_like(mean))
     posterior, zeros = DiagonalNormal(mean, torch.zeros_like(mean)), torch.zeros(len(mean), 4).double()
     return ELBOLoss(BernoulliNLL(), transform=transform)(zeros, zeros, posterior).loss
 
@@ -122,7 +133,7 @@ def one_of_two(rank, file, queue):
     torch.manual_seed(0)
     means = torch.randn(6, 3, dtype=torch.float64)
     results = []
-    for transform in (FreeBits(0.3), FreeBits(1.0, "group"), Capacity(4.0, 2.0)):
+    for transform in (FreeBits(0.3), FreeBits(1.0, "group"), Capacity(4.0, 2.0), OptimalGaussianNLL()):
         mean = means[3 * rank : 3 * rank + 3].clone().requires_grad_()
         loss = shaped_loss(mean, transform)
         (gradient,) = torch.autograd.grad(loss, mean)
@@ -146,7 +157,7 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
         assert process.exitcode == 0
     torch.manual_seed(0)
     means = torch.randn(6, 3, dtype=torch.float64)
-    for k, transform in enumerate((FreeBits(0.3), FreeBits(1.0, "group"), Capacity(4.0, 2.0))):
+    for k, transform in enumerate((FreeBits(0.3), FreeBits(1.0, "group"), Capacity(4.0, 2.0), OptimalGaussianNLL())):
         mean = means.clone().requires_grad_()
         loss = shaped_loss(mean, transform)
         (gradient,) = torch.autograd.grad(loss, mean)
