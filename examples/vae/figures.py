@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import ContinuousBernoulli
 
+import kldiv
 from examples.vae.model import VAE
 from examples.vae.recording import read_metrics
 
@@ -54,12 +56,14 @@ def draw_figures(model: VAE, images: Tensor, kl_per_dimension: Tensor, metrics: 
 
 
 def decoded_mean(model: VAE, sample: Tensor) -> Tensor:
-    """The mean image for z, in [0, 1]: the logits' sigmoid, or the output itself where the likelihood is Gaussian."""
-    from kldiv import BernoulliNLL
-
+    """The mean image for z, in [0, 1]: that of the logits, or the output itself of other likelihoods."""
     output = model.decoder(sample)
     output = output if isinstance(output, Tensor) else output[0]
-    return output.sigmoid() if isinstance(model.elbo.reconstruction, BernoulliNLL) else output.clamp(0, 1)
+    if isinstance(model.elbo.reconstruction, kldiv.BernoulliNLL):
+        return output.sigmoid()
+    if isinstance(model.elbo.reconstruction, kldiv.ContinuousBernoulliNLL):
+        return ContinuousBernoulli(logits=output).mean
+    return output.clamp(0, 1)
 
 
 def _reconstructions(model: VAE, images: Tensor) -> Figure:
