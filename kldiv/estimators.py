@@ -104,7 +104,7 @@ def sticking_the_landing(
     Unbiased, as the score's mean is zero. Variance: zero at p = q, a hundredth to a thousandth of the pathwise one near
     it, and hundreds of times larger where p is much narrower than q.
 
-    Source: Roeder, Wu & Duvenaud 2017, eq. 8.
+    Source: Roeder, Wu & Duvenaud 2017.
     """
     log_p, log_q = log_prob(p, sample), log_prob(q, sample)
     log_p_fixed = log_prob(p, sample.detach())

@@ -320,8 +320,8 @@ class _Moments:
             return torch.full_like(self.mean, torch.inf)
         error = (self.squares / (self.count * (self.count - 1))).sqrt()
         # where units are skewed, Student's interval covers too little: enlarged to the first order of what it lacks,
-        # (1.08 skewness^2 - 0.07 kurtosis)/U at 95 % (Hall 1992, chapter 2), their ratio being that of a chi-square
-        # that of the mean, by sqrt(U) smaller than that of a unit
+        # (1.08 skewness^2 - 0.07 kurtosis)/U at 95 % (Hall 1992, chapter 2), their ratio being that of a chi-square.
+        # This skewness is the mean's, a unit's by sqrt(U)
         skewness = torch.where(self.squares > 0, self.cubes / self.squares**1.5, 0.0).nan_to_num(0.0)
         missed = torch.where(seen > 0, whole / seen, 1.0).clamp(min=1.0).sqrt()
         return torch.where(self.mean.isfinite(), error * (1 + skewness.square()) * missed, torch.inf)

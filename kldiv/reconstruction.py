@@ -199,7 +199,7 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
     Raises: ValueError: output and target of unequal shape; an option out of range. RuntimeError: in eval mode before
         any batch was seen in training mode.
-    Source: Rybkin, Daniilidis & Levine 2021 (sigma-VAE), eq. 6.
+    Source: Rybkin, Daniilidis & Levine 2021 (sigma-VAE).
 
     Examples that are padding belong in the ``mask``: a weight of 0 comes too late for the variance.
 
@@ -302,7 +302,7 @@ class ContinuousBernoulliNLL(NegativeLogLikelihood):
     Args:
         reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
     Raises: ValueError: output and target of unequal shape.
-    Source: Loaiza-Ganem & Cunningham 2019, eq. 7.
+    Source: Loaiza-Ganem & Cunningham 2019.
 
     >>> ContinuousBernoulliNLL()(torch.zeros(4, 3), torch.rand(4, 3))
     tensor(0.)

@@ -75,7 +75,27 @@ class Schedule(nn.Module):
         return f"steps={self.steps}" if self.fraction is None else f"fraction={self.fraction}"
 
 
-class LinearWarmup(Schedule):
+class Warmup(Schedule):
+    """From ``start`` to ``end`` on some way: a subclass computes :meth:`rise`, the part of it gone, from 0 to 1."""
+
+    def __init__(
+        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        self.start, self.end = start, end
+
+    def rise(self, progress: Tensor) -> Tensor:
+        """The part of the way gone after that part of the schedule, which may be over."""
+        raise NotImplementedError
+
+    def value(self, progress: Tensor) -> Tensor:
+        return self.start + (self.end - self.start) * self.rise(progress)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+
+
+class LinearWarmup(Warmup):
     r"""From ``start`` to ``end`` on a straight line, then ``end``.
 
     .. math:: s + (e - s) \min(n / \text{steps}, 1)
@@ -93,20 +113,11 @@ class LinearWarmup(Schedule):
     tensor(0.2500)
     """
 
-    def __init__(
-        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
-    ) -> None:
-        super().__init__(steps=steps, fraction=fraction)
-        self.start, self.end = start, end
-
-    def value(self, progress: Tensor) -> Tensor:
-        return self.start + (self.end - self.start) * progress.clamp(max=1.0)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+    def rise(self, progress: Tensor) -> Tensor:
+        return progress.clamp(max=1.0)
 
 
-class CosineWarmup(Schedule):
+class CosineWarmup(Warmup):
     r"""From ``start`` to ``end`` on half a period of a cosine, level at both ends, then ``end``.
 
     .. math:: s + (e - s)\, \tfrac12 \left[1 - \cos\left(\pi \min(n / \text{steps}, 1)\right)\right]
@@ -124,19 +135,9 @@ class CosineWarmup(Schedule):
     tensor(0.1464)
     """
 
-    def __init__(
-        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
-    ) -> None:
-        super().__init__(steps=steps, fraction=fraction)
-        self.start, self.end = start, end
-
-    def value(self, progress: Tensor) -> Tensor:
+    def rise(self, progress: Tensor) -> Tensor:
         # half an angle's sine squared: 1 - cos of it, without the cancellation near 0
-        rise = torch.sin(0.5 * math.pi * progress.clamp(max=1.0)).square()
-        return self.start + (self.end - self.start) * rise
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+        return torch.sin(0.5 * math.pi * progress.clamp(max=1.0)).square()
 
 
 class CyclicalWarmup(Schedule):
@@ -153,7 +154,7 @@ class CyclicalWarmup(Schedule):
         rise: R, in (0, 1].
         start, end: the value at the beginning and at the end of each cycle.
     Raises: ValueError: both or neither of ``steps`` and ``fraction``, or an argument out of its range.
-    Source: Fu et al. 2019, eq. 7, with C = 4 and R = 0.5.
+    Source: Fu et al. 2019, with C = 4 and R = 0.5.
 
     >>> warmup = CyclicalWarmup(steps=8, cycles=2)
     >>> warmup.step(5); warmup()

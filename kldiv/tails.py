@@ -1,5 +1,7 @@
 """How much of the variance of k3 the samples of p have missed, by what samples of q say of it."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -28,7 +30,7 @@ def variances_of_k3(p: Distribution, q: Distribution, sample: Tensor, event_dims
     batch = of_p.shape[1 : of_p.ndim - len(p.event_shape)]
     of_q = Draws(q, batch, len(of_p), "iid", with_gradient=False)().flatten(0, 1).to(of_p.dtype)
     log_p, log_q = (torch.cat([log_prob(d, of_p), log_prob(d, of_q)]).double() for d in (p, q))
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.full_like(log_p[:1], 2.0))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     # where p has no mass nothing counts, whatever q has
     weight = torch.exp(log_p - log_m).masked_fill(log_p == -torch.inf, 0.0)
     value = expm1mx(log_q - log_p).masked_fill(log_p == -torch.inf, 0.0)

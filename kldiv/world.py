@@ -19,7 +19,9 @@ def world_sum(value: Tensor, group: Any = None) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return value
-    total: Tensor = _WorldSum.apply(value, group)
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+    total: Tensor = all_reduce(value, group=dist.group.WORLD if group is None else group)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -27,18 +29,3 @@ def world_mean(values: Tensor, group: Any = None) -> Tensor:
     """The mean over dimension 0, over the examples of all processes; 0 where there are none."""
     count = world_sum(torch.full((), float(values.shape[0]), dtype=values.dtype, device=values.device), group)
     return world_sum(values.sum(0), group) / count.clamp(min=1)
-
-
-class _WorldSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        total = value.detach().clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
