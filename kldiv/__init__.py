@@ -2,6 +2,7 @@
 
 from kldiv import functional, tables
 from kldiv.bounds import KLBounds, kl_bounds
+from kldiv.controllers import GECO, Controller, PIDController
 from kldiv.discrete_reconstruction import (
     CategoricalNLL,
     DiscretizedLogisticMixtureNLL,
@@ -33,10 +34,12 @@ from kldiv.transforms import Capacity, FreeBits
 __version__ = "0.1.0"
 
 __all__ = [
+    "GECO",
     "BernoulliNLL",
     "Capacity",
     "CategoricalNLL",
     "ContinuousBernoulliNLL",
+    "Controller",
     "CosineWarmup",
     "CyclicalWarmup",
     "DiagonalNormal",
@@ -60,6 +63,7 @@ __all__ = [
     "NegativeBinomialNLL",
     "NegativeLogLikelihood",
     "OptimalGaussianNLL",
+    "PIDController",
     "PoissonNLL",
     "PowerSpherical",
     "Schedule",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from kldiv.controllers import Controller
 from kldiv.distributions import factorise
 from kldiv.functional import check_broadcast
 from kldiv.losses import ExactKLLoss, GaussianKLLoss
@@ -16,21 +17,30 @@ from kldiv.schedules import step_schedules
 from kldiv.transforms import apply_to_groups, is_of_batch
 
 
-class ELBOTerms(NamedTuple):
-    """What an ELBO is made of, in nats: each reduced as its loss was asked to, the weight a tensor of shape ()."""
-
+class _Terms(NamedTuple):
     loss: Tensor
-    """Reconstruction + weight * transformed KL: what is minimised."""
     negative_elbo: Tensor
-    """Reconstruction + KL, whatever weight and transform: comparable between runs."""
     reconstruction: Tensor
     kl: Tensor
-    """As it is, before transform and weight."""
     weight: Tensor
+
+
+class ELBOTerms(_Terms):
+    """What an ELBO is made of, in nats: each reduced as its loss was asked to, the weight a tensor of shape ().
+
+    A named tuple (loss, negative_elbo, reconstruction, kl, weight): ``loss`` is reconstruction + weight * transformed
+    KL, what is minimised; ``negative_elbo`` reconstruction + KL, whatever weight and transform, comparable between
+    runs; ``kl`` the KL divergence as it is.
+    """
+
+    kl_per_group: tuple[Tensor, ...] = ()
+    """The KL of each latent group, one for each entry of a sequence of posteriors; they add to ``kl``."""
 
     def detach(self) -> "ELBOTerms":
         """The same values without their graph, for logging."""
-        return ELBOTerms(*(term.detach() for term in self))
+        detached = ELBOTerms(*(term.detach() for term in self))
+        detached.kl_per_group = tuple(kl.detach() for kl in self.kl_per_group)
+        return detached
 
 
 class ELBOLoss(nn.Module):
@@ -60,7 +70,7 @@ class ELBOLoss(nn.Module):
     """
 
     reconstruction: Any  # a module with per_example(output, target)
-    kl: Any  # a module with unreduced(posterior, prior, sample)
+    kl: Any  # a KLTerm
     transform: nn.Module | None
     weight: float | nn.Module
 
@@ -80,7 +90,7 @@ class ELBOLoss(nn.Module):
                 f"reconstruction is a {type(reconstruction).__name__}, which has no per_example(output, target): pass "
                 "a likelihood term such as kldiv.BernoulliNLL()"
             )
-        if isinstance(kl, GaussianKLLoss) or not hasattr(kl, "unreduced"):
+        if isinstance(kl, GaussianKLLoss) or not hasattr(kl, "unreduced_with_kl"):
             raise TypeError(
                 f"kl is a {type(kl).__name__}, which is not called with distributions. Inside an ELBO use "
                 "kldiv.ExactKLLoss() or another kldiv.KLTerm, and call the ELBO with a distribution: "
@@ -126,19 +136,20 @@ class ELBOLoss(nn.Module):
         """
         masked = () if target_mask is None else (target_mask,)
         reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
-        kls = []
+        values, kls = [], []
         count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
         groups = {"posterior": posterior, "prior": prior, "sample": sample, "latent_mask": latent_mask}
         for group in zip(*(_groups(value, name, count) for name, value in groups.items()), strict=True):
-            values = self._kl_values(*group)
-            if values.shape[0] != reconstruction.shape[0]:
+            value, kl = self._kl_values(*group)
+            if value.shape[0] != reconstruction.shape[0]:
                 raise ValueError(
-                    f"the posterior has {values.shape[0]} examples (KL of shape {tuple(values.shape)}) and the "
+                    f"the posterior has {value.shape[0]} examples (KL of shape {tuple(value.shape)}) and the "
                     f"reconstruction {reconstruction.shape[0]}: dimension 0 is the example for both"
                 )
-            kls.append(values)
+            values.append(value)
+            kls.append(sum_latent(kl))
         if sample_weight is None:
-            raw, shaped = self._shaped(kls)
+            shaped = self._shaped(values)
         else:
             if sample_weight.shape != reconstruction.shape:
                 raise ValueError(
@@ -150,28 +161,32 @@ class ELBOLoss(nn.Module):
                 # where, for 0 times what is not finite is to count nothing
                 return torch.where(weights != 0, term * weights, 0.0)
 
-            reconstruction = weighted(reconstruction)
+            reconstruction, kls = weighted(reconstruction), [weighted(kl) for kl in kls]
             # a statistic of the batch is one of the weighted examples
             if self.transform is not None and is_of_batch(self.transform):
-                raw, shaped = self._shaped([weighted(kl) for kl in kls])
+                shaped = self._shaped([weighted(value) for value in values])
             else:
-                raw, shaped = (weighted(term) for term in self._shaped(kls))
+                shaped = weighted(self._shaped(values))
+        kl = sum(kls[1:], kls[0])
         if isinstance(self.weight, nn.Module):
             weight: Tensor = self.weight()
+            if self.training and isinstance(self.weight, Controller):
+                self.weight.observe(reconstruction, kl)
         else:
-            weight = torch.full((), self.weight, dtype=raw.dtype, device=raw.device)
+            weight = torch.full((), self.weight, dtype=kl.dtype, device=kl.device)
         loss, negative_elbo, reconstruction, kl = (
             reduce(term, self.reduction)
-            for term in (reconstruction + weight * shaped, reconstruction + raw, reconstruction, raw)
+            for term in (reconstruction + weight * shaped, reconstruction + kl, reconstruction, kl)
         )
-        return ELBOTerms(loss, negative_elbo, reconstruction, kl, weight)
+        terms = ELBOTerms(loss, negative_elbo, reconstruction, kl, weight)
+        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if count > 1 else (kl,)
+        return terms
 
-    def _shaped(self, kls: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The KL of each example, (N,), and what the transform makes of it."""
-        raw: Tensor = torch.stack([sum_latent(kl) for kl in kls]).sum(0)
-        if self.transform is None:
-            return raw, raw
-        return raw, torch.stack([sum_latent(kl) for kl in apply_to_groups(self.transform, kls)]).sum(0)
+    def _shaped(self, values: list[Tensor]) -> Tensor:
+        """What the transform makes of the KL of each example, (N,)."""
+        shaped = values if self.transform is None else apply_to_groups(self.transform, values)
+        each = [sum_latent(value) for value in shaped]
+        return sum(each[1:], each[0])
 
     def step(self) -> None:
         """One optimiser step, for every schedule inside. :func:`kldiv.attach` does it by itself."""
@@ -179,15 +194,16 @@ class ELBOLoss(nn.Module):
 
     def _kl_values(
         self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        r"""The term as it enters the loss, (N, \*latent), and the KL divergence itself."""
         if not isinstance(posterior, Distribution):
             raise TypeError(
                 f"the posterior is a {type(posterior).__name__}, and an ELBO takes distributions: "
                 "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
             )
-        values: Tensor = self.kl.unreduced(posterior, prior, sample)
+        values, raw = self.kl.unreduced_with_kl(posterior, prior, sample)
         if mask is None:
-            return values
+            return values, raw
         if factorise(posterior) is None or (prior is not None and factorise(prior) is None):
             raise ValueError(
                 f"latent_mask {tuple(mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
@@ -195,7 +211,8 @@ class ELBOLoss(nn.Module):
             )
         if check_broadcast(kl=values.shape, latent_mask=mask.shape) != values.shape:
             raise ValueError(f"latent_mask {tuple(mask.shape)} must broadcast to the KL's shape {tuple(values.shape)}")
-        return values.masked_fill(mask == 0, 0)
+        masked: Tensor = values.masked_fill(mask == 0, 0)
+        return masked, masked if raw is values else raw.masked_fill(mask == 0, 0)
 
     def extra_repr(self) -> str:
         weight = "" if isinstance(self.weight, nn.Module) else f"weight={self.weight}, "

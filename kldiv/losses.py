@@ -101,6 +101,13 @@ class KLTerm(nn.Module):
         """
         raise NotImplementedError
 
+    def unreduced_with_kl(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What enters a loss, and the KL divergence itself: the same, but for a term that weighs its parts."""
+        values = self.unreduced(posterior, prior, sample)
+        return values, values
+
     def forward(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:

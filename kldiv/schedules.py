@@ -1,6 +1,7 @@
 """The weight of the KL as a function of the optimiser's step."""
 
 import math
+import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,11 +11,53 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 
-class Schedule(nn.Module):
+class Stepped(nn.Module):
     """A number that changes with the optimiser's steps: neither batches nor forward calls count.
 
     Called without arguments: the value now, a tensor of shape (). :meth:`step` counts one step, in a buffer that
-    ``state_dict`` saves. A subclass computes :meth:`value` of the progress.
+    ``state_dict`` saves. A subclass computes :meth:`forward` and calls :meth:`use` there.
+
+    Warns: UserWarning: used in training and never stepped: after a hundred uses, or when training mode ends.
+    """
+
+    steps_taken: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
+        self.is_stepped = False
+        self._unstepped_uses = 0
+
+    def step(self, taken: Tensor | int = 1) -> None:
+        """Counts one optimiser step; none where ``taken`` is 0, on any device."""
+        self.is_stepped = True
+        self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
+
+    def use(self) -> None:
+        """Notes a use in training, so that what nobody steps is found out. Compiled code notes none."""
+        if torch.compiler.is_compiling() or self.is_stepped or not (self.training and torch.is_grad_enabled()):
+            return
+        self._unstepped_uses += 1
+        if self._unstepped_uses == 100:  # many batches to accumulate gradients over
+            self._warn()
+
+    def train(self, mode: bool = True) -> "Stepped":
+        if self.training and not mode and not self.is_stepped and 0 < self._unstepped_uses < 100:
+            self._warn()
+        super().train(mode)
+        return self
+
+    def _warn(self) -> None:
+        uses, self.is_stepped = self._unstepped_uses, True  # once is enough
+        warnings.warn(
+            f"{type(self).__name__} was used {uses} times in training and never stepped, so it stays where it began. "
+            "Write kldiv.attach(elbo, optimizer) once, or elbo.step() after each optimizer.step()",
+            stacklevel=3,
+        )
+
+
+class Schedule(Stepped):
+    """A function of the optimiser's steps. A subclass computes :meth:`value` of the progress.
 
     Args:
         steps: how many steps the schedule takes, at least 1.
@@ -24,8 +67,6 @@ class Schedule(nn.Module):
         ValueError: both or neither of the two, or one out of its range.
         RuntimeError: on the first call with a ``fraction`` and no total.
     """
-
-    steps_taken: Tensor
 
     def __init__(self, *, steps: int | None = None, fraction: float | None = None) -> None:
         super().__init__()
@@ -38,18 +79,14 @@ class Schedule(nn.Module):
             raise ValueError(f"fraction={fraction} is not in (0, 1]")
         self.steps, self.fraction = steps, fraction
         self.total_steps: int | None = None
-        self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
 
     def value(self, progress: Tensor) -> Tensor:
         """The value after that part of the schedule, from 0 on; 1 is its end and it may go beyond."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
+        self.use()
         return self.value(self.steps_taken.float() / self.duration)
-
-    def step(self, taken: Tensor | int = 1) -> None:
-        """Counts one optimiser step; none where ``taken`` is 0, on any device."""
-        self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
 
     @property
     def duration(self) -> float:
@@ -187,9 +224,9 @@ class CyclicalWarmup(Schedule):
 
 
 def step_schedules(module: nn.Module, taken: Tensor | int = 1) -> None:
-    """One optimiser step for every schedule in the module; none where ``taken`` is 0."""
+    """One optimiser step for every schedule and controller in the module; none where ``taken`` is 0."""
     for part in module.modules():
-        if isinstance(part, Schedule):
+        if isinstance(part, Stepped):
             part.step(taken)
 
 
@@ -197,7 +234,7 @@ _attached: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, RemovableHa
 
 
 def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> RemovableHandle:
-    """Has every schedule in ``elbo`` count each step of ``optimizer`` from now on.
+    """Has every schedule and controller in ``elbo`` count each step of ``optimizer`` from now on.
 
     The one line that makes schedules right under gradient accumulation, validation and skipped steps, in a plain loop
     and in Lightning's ``configure_optimizers`` (there ``total_steps=self.trainer.estimated_stepping_batches``). Not to
@@ -210,12 +247,13 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None
     Returns: a handle; its ``remove()`` ends the counting.
     Raises: ValueError: ``total_steps`` below 1.
     """
-    if total_steps is not None:
-        if total_steps < 1:
-            raise ValueError(f"total_steps={total_steps}: a run has at least one step")
-        for part in elbo.modules():
-            if isinstance(part, Schedule):
-                part.total_steps = int(total_steps)
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"total_steps={total_steps}: a run has at least one step")
+    for part in elbo.modules():
+        if isinstance(part, Stepped):
+            part.is_stepped = True
+        if isinstance(part, Schedule) and total_steps is not None:
+            part.total_steps = int(total_steps)
     handles = _attached.setdefault(optimizer, WeakKeyDictionary())
     if elbo in handles:
         handles[elbo].remove()

@@ -131,6 +131,13 @@ def test_latent_groups_add(batch):
     together = ELBOLoss(BernoulliNLL())(output, target, [posterior, other])
     alone = [ELBOLoss(BernoulliNLL())(output, target, group).kl for group in (posterior, other)]
     torch.testing.assert_close(together.kl, sum(alone))
+    torch.testing.assert_close(together.kl_per_group, tuple(alone))
+    assert not any(kl.requires_grad for kl in together.detach().kl_per_group)
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
+    each = ELBOLoss(BernoulliNLL(), reduction="none")(output, target, [posterior, other], sample_weight=weight)
+    torch.testing.assert_close(sum(each.kl_per_group), each.kl)
+    (only,) = ELBOLoss(BernoulliNLL())(output, target, other).kl_per_group
+    torch.testing.assert_close(only, alone[1])
     with pytest.raises(ValueError, match="prior has 1 entries and posterior 2"):
         ELBOLoss(BernoulliNLL())(output, target, [posterior, other], [None])
 

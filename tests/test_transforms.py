@@ -1,9 +1,8 @@
 import math
-import multiprocessing
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from kldiv import (
     BernoulliNLL,
@@ -15,6 +14,7 @@ from kldiv import (
     OptimalGaussianNLL,
     kl_divergence,
 )
+from tests.two_processes import in_two_processes
 
 KL = torch.tensor([[0.2, 1.0, 0.0], [0.4, 3.0, 0.1]], dtype=torch.float64)
 
@@ -128,8 +128,7 @@ def shaped_loss(mean, transform):
     return ELBOLoss(BernoulliNLL(), transform=transform)(zeros, zeros, posterior).loss
 
 
-def one_of_two(rank, file, queue):
-    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def one_of_two(rank):
     torch.manual_seed(0)
     means = torch.randn(6, 3, dtype=torch.float64)
     results = []
@@ -140,21 +139,11 @@ def one_of_two(rank, file, queue):
         results.append((loss.item(), gradient.tolist()))
     if rank == 0:  # no collective runs in eval mode: the other process is not there to answer
         shaped_loss(means[:3], FreeBits(0.3).eval())
-    queue.put((rank, results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=one_of_two, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = dict(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    found = in_two_processes(one_of_two, tmp_path)
     torch.manual_seed(0)
     means = torch.randn(6, 3, dtype=torch.float64)
     for k, transform in enumerate((FreeBits(0.3), FreeBits(1.0, "group"), Capacity(4.0, 2.0), OptimalGaussianNLL())):
