@@ -3,6 +3,7 @@
 from kldiv import functional, tables
 from kldiv.bounds import KLBounds, kl_bounds
 from kldiv.controllers import GECO, Controller, PIDController
+from kldiv.decomposition import KLDecomposition, TotalCorrelationKLLoss, decompose_kl
 from kldiv.discrete_reconstruction import (
     CategoricalNLL,
     DiscretizedLogisticMixtureNLL,
@@ -53,6 +54,7 @@ __all__ = [
     "GaussianNLL",
     "HypersphericalUniform",
     "KLBounds",
+    "KLDecomposition",
     "KLEstimate",
     "KLTerm",
     "LaplaceNLL",
@@ -67,9 +69,11 @@ __all__ = [
     "PoissonNLL",
     "PowerSpherical",
     "Schedule",
+    "TotalCorrelationKLLoss",
     "VampPrior",
     "attach",
     "bits_per_dimension",
+    "decompose_kl",
     "estimate_kl",
     "functional",
     "importance_log_likelihood",

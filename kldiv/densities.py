@@ -216,19 +216,33 @@ _LOG_DENSITIES: dict[type, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-def in_double(value: Any, tensors: list[Tensor], made: dict[int, Tensor] | None = None) -> Any:
+def in_double(value: Any, tensors: list[Tensor]) -> Any:
     """A copy with floating tensors in ``float64``, however deep, on the graph of the original, and without validation.
 
     The floating tensors that were met are added to ``tensors``. One tensor under two names stays one.
     """
+
+    def double(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor.double()
+
+    return converted(value, double)
+
+
+def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, Tensor] | None = None) -> Any:
+    """A copy of a distribution, however deep, of its floating tensors converted, and without validation.
+
+    One tensor under two names stays one.
+    """
     made = {} if made is None else made
     if isinstance(value, Tensor) and value.is_floating_point():
-        tensors.append(value)
-        return made.setdefault(id(value), value.double())
+        if id(value) not in made:
+            made[id(value)] = convert(value)
+        return made[id(value)]
     if type(value) in (list, tuple):
-        return type(value)(in_double(item, tensors, made) for item in value)
+        return type(value)(converted(item, convert, made) for item in value)
     if isinstance(value, _InverseTransform):
-        return in_double(value.inv, tensors, made).inv
+        return converted(value.inv, convert, made).inv
     if not isinstance(value, (Distribution, Transform)) or isinstance(value, torch.nn.Module):
         return value
     new = copy.copy(value)
@@ -238,7 +252,7 @@ def in_double(value: Any, tensors: list[Tensor], made: dict[int, Tensor] | None 
         if param is not None and item is not param and is_computed_late(cast(Hashable, type(value)), name):
             del vars(new)[name]
         elif name != "_inv":
-            vars(new)[name] = in_double(item, tensors, made)
+            vars(new)[name] = converted(item, convert, made)
     if isinstance(new, Distribution):
         new._validate_args = False
     return new
