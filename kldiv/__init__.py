@@ -14,7 +14,8 @@ from kldiv.discrete_reconstruction import (
 from kldiv.distributions import DiagonalNormal, standard_prior
 from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
-from kldiv.importance import LogLikelihood, importance_log_likelihood
+from kldiv.importance import ImportanceWeightedELBOLoss, LogLikelihood, importance_log_likelihood
+from kldiv.log_likelihood import estimate_log_likelihood, stream_log_likelihood
 from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
 from kldiv.mixtures import DiagonalNormalMixture
 from kldiv.monte_carlo import KLEstimate, estimate_kl
@@ -53,6 +54,7 @@ __all__ = [
     "GaussianKLLoss",
     "GaussianNLL",
     "HypersphericalUniform",
+    "ImportanceWeightedELBOLoss",
     "KLBounds",
     "KLDecomposition",
     "KLEstimate",
@@ -75,6 +77,7 @@ __all__ = [
     "bits_per_dimension",
     "decompose_kl",
     "estimate_kl",
+    "estimate_log_likelihood",
     "functional",
     "importance_log_likelihood",
     "kl_bounds",
@@ -82,5 +85,6 @@ __all__ = [
     "kl_quadrature",
     "register_kl",
     "standard_prior",
+    "stream_log_likelihood",
     "tables",
 ]

@@ -11,7 +11,7 @@ from kldiv.densities import converted
 from kldiv.distributions import DiagonalNormal, factorise, standard_prior
 from kldiv.divergence import parameter_dtype
 from kldiv.double import has_pathwise_gradient, in_wide, is_ours, log_prob
-from kldiv.losses import KLTerm, check_distributions, check_example_dimension, matched
+from kldiv.losses import KLTerm, check_distributions, check_example_dimension, check_sample_gradient, matched
 from kldiv.reduction import sum_latent
 from kldiv.special import standardise, widen
 from kldiv.world import world_gather, world_rank, world_size
@@ -93,7 +93,7 @@ def decompose_kl(
     rows, batch = q.batch_shape[0], everyone.batch_shape[0]
     if dataset_size < batch:
         raise ValueError(
-            f"dataset_size={dataset_size} is less than the batch, {batch}: it counts the training examples"
+            f"dataset_size={dataset_size} is less than the batch of {batch}: it is the number of training examples"
         )
     first = world_rank(group) * rows if all_processes else 0
     log_weights = _log_weights(first, rows, batch, dataset_size, estimator, sample)
@@ -178,8 +178,8 @@ class TotalCorrelationKLLoss(KLTerm):
             all_processes=self.training,
             group=self.group,
         )
-        if torch.is_grad_enabled() and parts.mutual_information.requires_grad and not sample.requires_grad:
-            _check_gradient(posterior)
+        if torch.is_grad_enabled() and parts.mutual_information.requires_grad:
+            check_sample_gradient(posterior, sample, "the decomposition")
         weights = (getattr(self, name) for name in KLDecomposition._fields)
         weighted = sum((w * part for w, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
         return weighted, sum(parts[1:], parts[0])
@@ -207,19 +207,6 @@ def _factors(posterior: Distribution, prior: Distribution) -> tuple[Distribution
                 "factorise over its dimensions, and the decomposition is into the KL of each and what is between them"
             )
     return matched(posterior, prior)
-
-
-def _check_gradient(posterior: Distribution) -> None:
-    names = type(posterior).__name__
-    if not has_pathwise_gradient(posterior):
-        raise ValueError(
-            f"{names} has no rsample, and a gradient of the decomposition goes through the sample: compute it under "
-            "torch.no_grad() for its values alone"
-        )
-    raise ValueError(
-        f"the sample carries no gradient and the parameters of {names} want one: draw it with rsample(), or compute "
-        "under torch.no_grad()"
-    )
 
 
 def _log_weights(first: int, rows: int, batch: int, dataset_size: int, estimator: str, like: Tensor) -> Tensor:

@@ -85,18 +85,13 @@ class ELBOLoss(nn.Module):
     ) -> None:
         super().__init__()
         kl = ExactKLLoss() if kl is None else kl
-        if not (isinstance(reconstruction, nn.Module) and hasattr(reconstruction, "per_example")):
-            raise TypeError(
-                f"reconstruction is a {type(reconstruction).__name__}, which has no per_example(output, target): pass "
-                "a likelihood term such as kldiv.BernoulliNLL()"
-            )
         if isinstance(kl, GaussianKLLoss) or not hasattr(kl, "unreduced_with_kl"):
             raise TypeError(
                 f"kl is a {type(kl).__name__}, which is not called with distributions. Inside an ELBO use "
                 "kldiv.ExactKLLoss() or another kldiv.KLTerm, and call the ELBO with a distribution: "
                 "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
             )
-        self.reconstruction, self.kl, self.transform = reconstruction, kl, transform
+        self.reconstruction, self.kl, self.transform = check_likelihood(reconstruction), kl, transform
         self.weight = weight
         self.reduction = check_reduction(reduction)
 
@@ -137,10 +132,8 @@ class ELBOLoss(nn.Module):
         masked = () if target_mask is None else (target_mask,)
         reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
         values, kls = [], []
-        count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
-        groups = {"posterior": posterior, "prior": prior, "sample": sample, "latent_mask": latent_mask}
-        for group in zip(*(_groups(value, name, count) for name, value in groups.items()), strict=True):
-            value, kl = self._kl_values(*group)
+        for group in latent_groups(posterior, prior=prior, sample=sample, latent_mask=latent_mask):
+            value, kl = self._kl_values(**group)
             if value.shape[0] != reconstruction.shape[0]:
                 raise ValueError(
                     f"the posterior has {value.shape[0]} examples (KL of shape {tuple(value.shape)}) and the "
@@ -151,22 +144,13 @@ class ELBOLoss(nn.Module):
         if sample_weight is None:
             shaped = self._shaped(values)
         else:
-            if sample_weight.shape != reconstruction.shape:
-                raise ValueError(
-                    f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {len(reconstruction)}"
-                )
-
-            def weighted(term: Tensor) -> Tensor:
-                weights = sample_weight.view(-1, *[1] * (term.ndim - 1))
-                # where, for 0 times what is not finite is to count nothing
-                return torch.where(weights != 0, term * weights, 0.0)
-
-            reconstruction, kls = weighted(reconstruction), [weighted(kl) for kl in kls]
+            reconstruction = weighted(reconstruction, sample_weight)
+            kls = [weighted(kl, sample_weight) for kl in kls]
             # a statistic of the batch is one of the weighted examples
             if self.transform is not None and is_of_batch(self.transform):
-                shaped = self._shaped([weighted(value) for value in values])
+                shaped = self._shaped([weighted(value, sample_weight) for value in values])
             else:
-                shaped = weighted(self._shaped(values))
+                shaped = weighted(self._shaped(values), sample_weight)
         kl = sum(kls[1:], kls[0])
         if isinstance(self.weight, nn.Module):
             weight: Tensor = self.weight()
@@ -179,7 +163,7 @@ class ELBOLoss(nn.Module):
             for term in (reconstruction + weight * shaped, reconstruction + kl, reconstruction, kl)
         )
         terms = ELBOTerms(loss, negative_elbo, reconstruction, kl, weight)
-        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if count > 1 else (kl,)
+        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (kl,)
         return terms
 
     def _shaped(self, values: list[Tensor]) -> Tensor:
@@ -193,7 +177,7 @@ class ELBOLoss(nn.Module):
         step_schedules(self)
 
     def _kl_values(
-        self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, mask: Tensor | None
+        self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, latent_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         r"""The term as it enters the loss, (N, \*latent), and the KL divergence itself."""
         if not isinstance(posterior, Distribution):
@@ -202,28 +186,57 @@ class ELBOLoss(nn.Module):
                 "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
             )
         values, raw = self.kl.unreduced_with_kl(posterior, prior, sample)
-        if mask is None:
+        if latent_mask is None:
             return values, raw
         if factorise(posterior) is None or (prior is not None and factorise(prior) is None):
             raise ValueError(
-                f"latent_mask {tuple(mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
+                f"latent_mask {tuple(latent_mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
                 f"{type(prior).__name__} does not factorise over them. For whole examples write sample_weight="
             )
-        if check_broadcast(kl=values.shape, latent_mask=mask.shape) != values.shape:
-            raise ValueError(f"latent_mask {tuple(mask.shape)} must broadcast to the KL's shape {tuple(values.shape)}")
-        masked: Tensor = values.masked_fill(mask == 0, 0)
-        return masked, masked if raw is values else raw.masked_fill(mask == 0, 0)
+        if check_broadcast(kl=values.shape, latent_mask=latent_mask.shape) != values.shape:
+            raise ValueError(
+                f"latent_mask {tuple(latent_mask.shape)} must broadcast to the KL's shape {tuple(values.shape)}"
+            )
+        masked: Tensor = values.masked_fill(latent_mask == 0, 0)
+        return masked, masked if raw is values else raw.masked_fill(latent_mask == 0, 0)
 
     def extra_repr(self) -> str:
         weight = "" if isinstance(self.weight, nn.Module) else f"weight={self.weight}, "
         return f"{weight}reduction={self.reduction!r}"
 
 
-def _groups(value: object, name: str, count: int) -> Sequence[Any]:
-    """One entry for each latent group: a sequence as it is, ``None`` for all, anything else for the only one."""
-    if value is None:
-        return [None] * count
-    groups = value if isinstance(value, (list, tuple)) else [value]
-    if len(groups) != count:
-        raise ValueError(f"{name} has {len(groups)} entries and posterior {count}: one for each latent group")
+def check_likelihood(reconstruction: nn.Module) -> nn.Module:
+    """The module itself. Raises: TypeError: it is no likelihood term; the message shows one."""
+    if not (isinstance(reconstruction, nn.Module) and hasattr(reconstruction, "per_example")):
+        raise TypeError(
+            f"reconstruction is a {type(reconstruction).__name__}, which has no per_example(output, target): pass "
+            "a likelihood term such as kldiv.BernoulliNLL()"
+        )
+    return reconstruction
+
+
+def weighted(term: Tensor, sample_weight: Tensor) -> Tensor:
+    r"""A term (N, \*latent) times the weights of the examples, (N,): 0 where they are, even of what is not finite.
+
+    Raises: ValueError: weights of another shape.
+    """
+    if sample_weight.shape != term.shape[:1]:
+        raise ValueError(f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {term.shape[0]}")
+    weights = sample_weight.view(-1, *[1] * (term.ndim - 1))
+    return torch.where(weights != 0, term * weights, 0.0)
+
+
+def latent_groups(posterior: object, **given: object) -> list[dict[str, Any]]:
+    """The arguments of each latent group: of a sequence an entry, of ``None`` itself, of anything else the only one.
+
+    Raises: ValueError: sequences that are not as long as that of the posteriors.
+    """
+    count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
+    groups: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, value in {"posterior": posterior, **given}.items():
+        entries = [None] * count if value is None else value if isinstance(value, (list, tuple)) else [value]
+        if len(entries) != count:
+            raise ValueError(f"{name} has {len(entries)} entries and posterior {count}: one for each latent group")
+        for group, entry in zip(groups, entries, strict=True):
+            group[name] = entry
     return groups

@@ -7,7 +7,7 @@ from torch.distributions import Distribution
 from kldiv.adaptive import parameters_of
 from kldiv.distributions import factorise, standard_prior, with_event_dims
 from kldiv.divergence import is_registered_by_user, kl_divergence, parameter_dtype
-from kldiv.double import in_wide
+from kldiv.double import has_pathwise_gradient, in_wide
 from kldiv.estimators import check_scramble
 from kldiv.functional import check_broadcast, kl_normal
 from kldiv.monte_carlo import average, check_measures, check_options
@@ -270,6 +270,24 @@ def check_example_dimension(posterior: Distribution) -> None:
         raise ValueError(
             f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "
             "the batch is the example. Add it to the parameters, mean[None], or write posterior.expand((1,))"
+        )
+
+
+def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) -> None:
+    """For a posterior whose parameters want a gradient that goes through its sample.
+
+    Raises: ValueError: a sample that carries none, or cannot; ``what`` names what was to be differentiated.
+    """
+    name = type(posterior).__name__
+    if not has_pathwise_gradient(posterior):
+        raise ValueError(
+            f"{name} has no rsample, and the gradient of {what} goes through the sample: compute it under "
+            "torch.no_grad() for its value alone"
+        )
+    if not sample.requires_grad:
+        raise ValueError(
+            f"the sample carries no gradient and the parameters of {name} want one, which goes through it: draw the "
+            "sample with rsample(), or compute under torch.no_grad()"
         )
 
 

@@ -225,8 +225,22 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
 
     def per_example(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
         (mean,), target, missing = self.prepared(output, target, mask)
-        if not self.training:
-            return self._given_variance(mean, target, missing, self._tracked())
+        variance = self._track(mean, target, missing) if self.training else self._tracked()
+        return self._given_variance(mean, target, missing, variance)
+
+    def tracked_per_example(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Nats per example, (N,), with the tracked variance, whatever the mode: for importance weights."""
+        (mean,), target, missing = self.prepared(output, target, mask)
+        return self._given_variance(mean, target, missing, self._tracked())
+
+    @torch.no_grad()
+    def track(self, output: Output, target: Tensor, mask: Tensor | None = None) -> None:
+        """Tracks the variance of a batch that no term is computed of."""
+        (mean,), target, missing = self.prepared(output, target, mask)
+        self._track(mean, target, missing)
+
+    def _track(self, mean: Tensor, target: Tensor, missing: Tensor | None) -> Tensor:
+        """The variance of the batch of all processes, with its gradient, and the tracked one moved towards it."""
         squares = (target - mean).square()
         count = squares.new_full((), float(squares.numel()))
         if missing is not None:
@@ -239,12 +253,7 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
             moved = torch.clamp(1 / self.batches.to(variance.dtype), min=self.momentum)
             before = torch.where(self.batches == 1, variance, self.variance.to(variance.dtype))
             self.variance.copy_(before + moved * (variance - before))
-        return self._given_variance(mean, target, missing, variance)
-
-    def tracked_per_example(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Nats per example, (N,), with the tracked variance, whatever the mode: for importance weights."""
-        (mean,), target, missing = self.prepared(output, target, mask)
-        return self._given_variance(mean, target, missing, self._tracked())
+        return variance
 
     def _tracked(self) -> Tensor:
         if not torch.compiler.is_compiling() and self.variance.isnan():

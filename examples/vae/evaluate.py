@@ -32,44 +32,35 @@ class Evaluation:
 def evaluate(model: VAE, images: Tensor, *, importance_samples: int = 100, batch_size: int = 500) -> Evaluation:
     """Evaluates the model on images (N, C, H, W), in eval mode, on the device where both are.
 
-    The noise comes from the model's seed. Weights of ``importance_samples`` samples each give the log-likelihood, in
-    chunks that hold ``batch_size`` decoder outputs at a time.
+    The noise comes from the model's seed. ``importance_samples`` samples of each image give the log-likelihood,
+    with at most ``batch_size`` images for the decoder at a time.
     """
     training = model.training
     model.eval()
     model._seed_noise("evaluation")
-    terms, means, kls, values, errors = [], [], [], [], []
+    terms, means, kls = [], [], []
     for batch in TensorBatches(images, images, batch_size):
         posterior = model.encoder(batch.image)
         terms.append(torch.stack(model(batch.image)[1:4]) * batch.count)
         means.append(posterior.mean)
         kls.append(kldiv.ExactKLLoss().per_dimension(posterior))
-    chunk = max(1, min(importance_samples, batch_size // 10))
-    for batch in TensorBatches(images, images, max(1, batch_size // chunk)):
-        estimate = kldiv.importance_log_likelihood(_log_weights(model, batch.image, importance_samples, chunk))
-        values.append(estimate.value)
-        errors.append(estimate.standard_error)
+    likelihood = kldiv.estimate_log_likelihood(
+        images,
+        model.encoder,
+        model.decoder,
+        model.elbo.reconstruction,
+        model.prior,
+        num_samples=importance_samples,
+        max_rows=batch_size,
+    )
     model.train(training)
     negative_elbo, reconstruction, kl = (torch.stack(terms).sum(0) / len(images)).tolist()
     return Evaluation(
         negative_elbo,
         reconstruction,
         kl,
-        torch.cat(values).mean().item(),
-        torch.cat(errors).square().sum().sqrt().item() / len(images),
+        likelihood.value.mean().item(),
+        likelihood.standard_error.square().sum().sqrt().item() / len(images),
         int((torch.cat(means).var(0) > ACTIVE).sum()),
         torch.cat(kls).mean(0).cpu(),
     )
-
-
-def _log_weights(model: VAE, image: Tensor, samples: int, chunk: int) -> Tensor:
-    # ln p(x|z) + ln p(z) - ln q(z|x), (samples, N)
-    posterior = model.encoder(image)
-    prior = model.prior_of(posterior)
-    parts = []
-    for start in range(0, samples, chunk):
-        sample = posterior.rsample((min(chunk, samples - start),))
-        output = model.decoder(sample)
-        nll = model.elbo.reconstruction.per_example(output.flatten(0, 1), image.expand_as(output).flatten(0, 1))
-        parts.append(prior.log_prob(sample) - posterior.log_prob(sample) - nll.view(output.shape[:2]))
-    return torch.cat(parts)
