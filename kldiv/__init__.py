@@ -14,9 +14,10 @@ from kldiv.discrete_reconstruction import (
 from kldiv.distributions import DiagonalNormal, standard_prior
 from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
+from kldiv.gumbel_softmax import GumbelSoftmax
 from kldiv.importance import ImportanceWeightedELBOLoss, LogLikelihood, importance_log_likelihood
 from kldiv.log_likelihood import estimate_log_likelihood, stream_log_likelihood
-from kldiv.losses import ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
+from kldiv.losses import BalancedKLLoss, ExactKLLoss, KLTerm, MonteCarloKLLoss
 from kldiv.mixtures import DiagonalNormalMixture
 from kldiv.monte_carlo import KLEstimate, estimate_kl
 from kldiv.priors import MixturePrior, VampPrior
@@ -31,14 +32,17 @@ from kldiv.reconstruction import (
 )
 from kldiv.schedules import CosineWarmup, CyclicalWarmup, LinearWarmup, Schedule, attach
 from kldiv.spherical import HypersphericalUniform, PowerSpherical
+from kldiv.tensor_losses import CategoricalKLLoss, GaussianKLLoss
 from kldiv.transforms import Capacity, FreeBits
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GECO",
+    "BalancedKLLoss",
     "BernoulliNLL",
     "Capacity",
+    "CategoricalKLLoss",
     "CategoricalNLL",
     "ContinuousBernoulliNLL",
     "Controller",
@@ -53,6 +57,7 @@ __all__ = [
     "FreeBits",
     "GaussianKLLoss",
     "GaussianNLL",
+    "GumbelSoftmax",
     "HypersphericalUniform",
     "ImportanceWeightedELBOLoss",
     "KLBounds",

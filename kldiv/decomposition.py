@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from kldiv.densities import converted
+from kldiv.copies import converted, is_ours
 from kldiv.distributions import DiagonalNormal, factorise, standard_prior
 from kldiv.divergence import parameter_dtype
-from kldiv.double import has_pathwise_gradient, in_wide, is_ours, log_prob
+from kldiv.double import has_pathwise_gradient, in_wide, log_prob
 from kldiv.losses import KLTerm, check_distributions, check_example_dimension, check_sample_gradient, matched
 from kldiv.reduction import sum_latent
 from kldiv.special import standardise, widen

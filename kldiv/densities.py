@@ -1,12 +1,10 @@
 """What numerical integration asks of a distribution: its support, where its mass is, and its density in ``float64``."""
 
 import contextlib
-import copy
-import functools
 import inspect
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +23,7 @@ from torch.distributions.transforms import (
     ExpTransform,
     IndependentTransform,
     SigmoidTransform,
-    _InverseTransform,
 )
-from torch.distributions.utils import lazy_property
 
 
 class Support(NamedTuple):
@@ -214,54 +210,6 @@ _LOG_DENSITIES: dict[type, Callable[[Any, Tensor], Tensor]] = {
     # newer than the oldest torch that is supported
     getattr(torch.distributions, "GeneralizedPareto", type(None)): _log_density_of_generalized_pareto,
 }
-
-
-def in_double(value: Any, tensors: list[Tensor]) -> Any:
-    """A copy with floating tensors in ``float64``, however deep, on the graph of the original, and without validation.
-
-    The floating tensors that were met are added to ``tensors``. One tensor under two names stays one.
-    """
-
-    def double(tensor: Tensor) -> Tensor:
-        tensors.append(tensor)
-        return tensor.double()
-
-    return converted(value, double)
-
-
-def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, Tensor] | None = None) -> Any:
-    """A copy of a distribution, however deep, of its floating tensors converted, and without validation.
-
-    One tensor under two names stays one.
-    """
-    made = {} if made is None else made
-    if isinstance(value, Tensor) and value.is_floating_point():
-        if id(value) not in made:
-            made[id(value)] = convert(value)
-        return made[id(value)]
-    if type(value) in (list, tuple):
-        return type(value)(converted(item, convert, made) for item in value)
-    if isinstance(value, _InverseTransform):
-        return converted(value.inv, convert, made).inv
-    if not isinstance(value, (Distribution, Transform)) or isinstance(value, torch.nn.Module):
-        return value
-    new = copy.copy(value)
-    for name, item in vars(value).items():
-        # what was computed from the parameters in their own precision is computed again
-        param = vars(value).get("_param")
-        if param is not None and item is not param and is_computed_late(cast(Hashable, type(value)), name):
-            del vars(new)[name]
-        elif name != "_inv":
-            vars(new)[name] = converted(item, convert, made)
-    if isinstance(new, Distribution):
-        new._validate_args = False
-    return new
-
-
-@functools.cache
-def is_computed_late(kind: Hashable, name: str) -> bool:
-    """Whether an attribute is one that torch computes when it is first asked for."""
-    return isinstance(inspect.getattr_static(kind, name, None), lazy_property)
 
 
 def expanded(distribution: Distribution, batch_shape: torch.Size) -> Distribution:

@@ -9,27 +9,15 @@ from torch.distributions import (
     Distribution,
     Independent,
     OneHotCategoricalStraightThrough,
-    Transform,
     constraints,
 )
-from torch.distributions.transforms import _InverseTransform
 
-from kldiv.densities import Support, in_double, inside, is_computed_late, log_density, support_of
+from kldiv.copies import in_double, is_computed_late, is_ours
+from kldiv.densities import Support, inside, log_density, support_of
 from kldiv.distributions import widened
 from kldiv.functional import check_broadcast
+from kldiv.gumbel_softmax import GumbelSoftmax
 from kldiv.special import widen
-
-
-def is_ours(value: Any) -> bool:
-    """Whether a distribution is made of torch's and ours alone, so that its density takes ``float64``."""
-    if isinstance(value, _InverseTransform):
-        return is_ours(value.inv)
-    if isinstance(value, (Distribution, Transform)):
-        known = type(value).__module__.startswith(("torch.distributions.", "kldiv."))
-        return known and all(is_ours(part) for name, part in vars(value).items() if name != "_inv")
-    if isinstance(value, (list, tuple)):
-        return all(is_ours(part) for part in value)
-    return not isinstance(value, torch.nn.Module)
 
 
 def in_wide(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
@@ -68,8 +56,8 @@ def log_prob(distribution: Distribution, x: Tensor) -> Tensor:
 
 
 def has_pathwise_gradient(p: Distribution) -> bool:
-    """Whether gradients go through samples. A straight-through estimator's ``rsample`` is none: it is biased."""
-    if not p.has_rsample:
+    """Whether gradients go through samples. A relaxed or straight-through ``rsample`` is no sample of p, and biased."""
+    if not p.has_rsample or isinstance(p, GumbelSoftmax):
         return False
     base = getattr(p, "base_dist", None)
     return not isinstance(p, OneHotCategoricalStraightThrough) and (base is None or has_pathwise_gradient(base))

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from kldiv.controllers import Controller
 from kldiv.distributions import factorise
 from kldiv.functional import check_broadcast
-from kldiv.losses import ExactKLLoss, GaussianKLLoss
+from kldiv.losses import ExactKLLoss
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.schedules import step_schedules
 from kldiv.transforms import apply_to_groups, is_of_batch
@@ -85,7 +85,7 @@ class ELBOLoss(nn.Module):
     ) -> None:
         super().__init__()
         kl = ExactKLLoss() if kl is None else kl
-        if isinstance(kl, GaussianKLLoss) or not hasattr(kl, "unreduced_with_kl"):
+        if not hasattr(kl, "unreduced_with_kl"):
             raise TypeError(
                 f"kl is a {type(kl).__name__}, which is not called with distributions. Inside an ELBO use "
                 "kldiv.ExactKLLoss() or another kldiv.KLTerm, and call the ELBO with a distribution: "

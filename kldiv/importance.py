@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from kldiv.adaptive import parameters_of
 from kldiv.distributions import standard_prior
 from kldiv.divergence import parameter_dtype
 from kldiv.double import in_wide, log_prob
@@ -253,7 +254,8 @@ class _Parts:
         self.log_posterior.append(_per_sample(log_prob(q, wide)))
         self.log_prior.append(_per_sample(log_prob(p, wide)))
         self.distributions.append((q, wide))
-        if torch.is_grad_enabled() and not sample.requires_grad and self.log_posterior[-1].requires_grad:
+        wanted = parameters_of(posterior) or (self.log_posterior[-1].requires_grad and not sample.requires_grad)
+        if torch.is_grad_enabled() and wanted:
             check_sample_gradient(posterior, sample, "the bound")
 
     def log_weights(self) -> Tensor:

@@ -1,80 +1,22 @@
 """KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from kldiv.adaptive import parameters_of
+from kldiv.copies import detached
 from kldiv.distributions import factorise, standard_prior, with_event_dims
 from kldiv.divergence import is_registered_by_user, kl_divergence, parameter_dtype
 from kldiv.double import has_pathwise_gradient, in_wide
 from kldiv.estimators import check_scramble
-from kldiv.functional import check_broadcast, kl_normal
+from kldiv.functional import check_broadcast
 from kldiv.monte_carlo import average, check_measures, check_options
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.samplers import Draws, GivenDraws
 from kldiv.special import widen
-
-
-class GaussianKLLoss(nn.Module):
-    r"""D_KL(N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var))) of tensors, in nats.
-
-    Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
-    Raises: ValueError: ``"mean"`` and unknown reductions.
-
-    Called with ``(mean, log_var, prior_mean=None, prior_log_var=None)``: the first two of one shape (N, \*latent),
-    the prior's of shapes that broadcast to it, ``None`` standing for the standard normal. Other shapes raise
-    ``ValueError``.
-
-    Source: Kingma & Welling 2014, appendix B.
-
-    >>> import torch
-    >>> GaussianKLLoss()(torch.ones(4, 2), torch.zeros(4, 2))
-    tensor(1.)
-    """
-
-    def __init__(self, reduction: str = "batchmean") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction)
-
-    def forward(
-        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
-    ) -> Tensor:
-        return reduce(self.per_example(mean, log_var, prior_mean, prior_log_var), self.reduction)
-
-    def per_example(
-        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
-    ) -> Tensor:
-        """Nats per example, (N,)."""
-        return sum_latent(self.per_dimension(mean, log_var, prior_mean, prior_log_var))
-
-    def per_dimension(
-        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
-    ) -> Tensor:
-        r"""Nats per example and latent dimension, (N, \*latent)."""
-        if mean.shape != log_var.shape:
-            raise ValueError(
-                f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must have one shape, (N, ...): only a "
-                "prior's parameters broadcast. Write log_var.expand_as(mean) if one variance is meant for all"
-            )
-        if mean.ndim < 2:
-            raise ValueError(
-                f"mean has the shape {tuple(mean.shape)}, and dimension 0 is the example, the others are latent. Add "
-                "one: mean[None] and log_var[None] for a single example, mean[:, None] and log_var[:, None] for one "
-                "latent dimension"
-            )
-        values = kl_normal(mean, log_var, prior_mean, prior_log_var)
-        if values.shape != mean.shape:
-            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in (prior_mean, prior_log_var)]
-            raise ValueError(
-                f"prior_mean {shapes[0]} and prior_log_var {shapes[1]} must broadcast to the posterior's shape "
-                f"{tuple(mean.shape)}, and not beyond it"
-            )
-        return values
-
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
 
 
 class KLTerm(nn.Module):
@@ -252,6 +194,59 @@ class MonteCarloKLLoss(KLTerm):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
 
 
+class BalancedKLLoss(KLTerm):
+    r"""D_KL(posterior || prior) in nats, its gradient shared out between the two: KL balancing.
+
+    .. math:: \alpha\, D_{KL}(\bar q \,\|\, p) + (1 - \alpha)\, D_{KL}(q \,\|\, \bar p)
+
+    The bars are distributions without gradient, so the value is that of the KL whatever :math:`\alpha`. With more than
+    1/2 a learned prior moves to the posterior faster than the posterior is pulled to the prior.
+
+    Called with ``(posterior, prior, sample=None)``. Where nothing of the prior is learned, its share of the gradient is
+    lost: the posterior has :math:`1 - \alpha` of it.
+
+    Args:
+        prior_weight: :math:`\alpha`, in [0, 1].
+        kl: the term that is balanced; ``None`` is :class:`ExactKLLoss`. A Monte Carlo term that is given no sample
+            draws twice, and the value is the weighted mean of both.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises:
+        ValueError: a ``prior_weight`` outside of [0, 1]; what the term raises.
+        TypeError: a distribution of another package, whose parameters cannot be told from the rest.
+    Source: Hafner et al. 2021 (DreamerV2), algorithm 2.
+
+    >>> import torch
+    >>> parameters = torch.ones(4, 2, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
+    >>> posterior, prior = (torch.distributions.Normal(mean, 1.0) for mean in parameters)
+    >>> BalancedKLLoss(0.8, reduction="sum")(posterior, prior).backward()
+    >>> [mean.grad[0].tolist() for mean in parameters]
+    [[0.20000000298023224, 0.20000000298023224], [-0.800000011920929, -0.800000011920929]]
+    """
+
+    kl: Any  # a KLTerm
+
+    def __init__(self, prior_weight: float = 0.8, kl: KLTerm | None = None, *, reduction: str = "batchmean") -> None:
+        super().__init__(reduction)
+        if not 0 <= prior_weight <= 1:
+            raise ValueError(f"prior_weight={prior_weight} is not in [0, 1]")
+        self.prior_weight, self.kl = prior_weight, ExactKLLoss() if kl is None else kl
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        check_distributions(posterior, prior)
+        prior = standard_prior(posterior, like=sample) if prior is None else prior
+        fixed = None if sample is None else sample.detach()
+        of_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed)
+        of_posterior: Tensor = self.kl.unreduced(posterior, detached(prior), sample)
+        # b + w (a - b) is b to the last digit where the two are one number, and NaN where that is infinite
+        balanced = torch.lerp(of_posterior, of_prior, self.prior_weight)
+        return torch.where(balanced.isnan(), of_posterior + of_prior, balanced)
+
+    def extra_repr(self) -> str:
+        return f"prior_weight={self.prior_weight}, {super().extra_repr()}"
+
+
 def check_distributions(posterior: object, prior: object) -> None:
     """Raises: TypeError: one of the two is no distribution; the message shows how to make one of tensors."""
     for name, value in (("posterior", posterior), ("prior", prior)):
@@ -281,8 +276,8 @@ def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) ->
     name = type(posterior).__name__
     if not has_pathwise_gradient(posterior):
         raise ValueError(
-            f"{name} has no rsample, and the gradient of {what} goes through the sample: compute it under "
-            "torch.no_grad() for its value alone"
+            f"{name} has no reparametrised rsample, and the gradient of {what} goes through the sample: compute it "
+            "under torch.no_grad() for its value alone"
         )
     if not sample.requires_grad:
         raise ValueError(

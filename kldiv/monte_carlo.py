@@ -13,9 +13,10 @@ from torch.distributions import Categorical, Distribution, Independent
 from torch.utils.checkpoint import checkpoint
 
 from kldiv.adaptive import fit_coefficients, parameters_of
+from kldiv.copies import is_ours
 from kldiv.distributions import factorise, independent_dims, sum_rightmost, take_off
 from kldiv.divergence import parameter_dtype
-from kldiv.double import in_wide, is_ours, materialise
+from kldiv.double import in_wide, materialise
 from kldiv.estimators import (
     GRADIENTS,
     UNITS_NEEDED,

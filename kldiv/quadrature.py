@@ -11,12 +11,12 @@ from torch.distributions import (
     constraints,
 )
 
+from kldiv.copies import in_double
 from kldiv.densities import (
     along,
     as_tensor,
     centers_of,
     expanded,
-    in_double,
     in_vmap,
     inside,
     log_density,

@@ -12,7 +12,16 @@ from torch.distributions import (
     OneHotCategorical,
 )
 
-from kldiv import DiagonalNormal, ExactKLLoss, GaussianKLLoss, KLTerm, MonteCarloKLLoss
+from kldiv import (
+    BalancedKLLoss,
+    BernoulliNLL,
+    DiagonalNormal,
+    ELBOLoss,
+    ExactKLLoss,
+    KLTerm,
+    MixturePrior,
+    MonteCarloKLLoss,
+)
 from kldiv.exact import CLOSED_FORMS
 from kldiv.functional import kl_normal
 
@@ -28,48 +37,6 @@ def mixture(*event):
         Categorical(logits=torch.zeros(2).double()),
         Independent(Normal(torch.stack([torch.zeros(event), torch.ones(event)]).double(), 1.0), len(event)),
     )
-
-
-class TestGaussianKLLoss:
-    def test_shapes_and_reductions(self, parameters):
-        values = kl_normal(*parameters)
-        torch.testing.assert_close(GaussianKLLoss().per_dimension(*parameters), values)
-        torch.testing.assert_close(GaussianKLLoss().per_example(*parameters), values.sum((1, 2)))
-        torch.testing.assert_close(GaussianKLLoss("none")(*parameters), values.sum((1, 2)))
-        torch.testing.assert_close(GaussianKLLoss("sum")(*parameters), values.sum())
-        torch.testing.assert_close(GaussianKLLoss()(*parameters), values.sum() / 4)
-
-    def test_only_the_prior_broadcasts(self, parameters):
-        mean, log_var = parameters
-        prior = torch.randn(2).double(), torch.randn(3, 1).double()
-        torch.testing.assert_close(
-            GaussianKLLoss().per_dimension(mean, log_var, *prior), kl_normal(mean, log_var, *prior)
-        )
-        with pytest.raises(ValueError, match=r"mean \(4, 3, 2\) and log_var \(3, 2\)"):
-            GaussianKLLoss()(mean, log_var[0])
-        with pytest.raises(ValueError, match=r"prior_mean \(5, 4, 3, 2\) and prior_log_var None"):
-            GaussianKLLoss()(mean, log_var, mean.expand(5, 4, 3, 2))
-
-    def test_one_dimension_raises_with_how_to_add_one(self):
-        with pytest.raises(ValueError, match=r"mean\[None\]"):
-            GaussianKLLoss()(torch.zeros(3), torch.zeros(3))
-
-    def test_an_empty_batch_gives_zero_and_zero_gradient(self):
-        mean = torch.zeros(0, 3, requires_grad=True)
-        loss = GaussianKLLoss()(mean, torch.zeros(0, 3))
-        loss.backward()
-        assert loss.item() == 0.0
-
-    def test_half_precision_over_a_large_latent(self):
-        mean = torch.full((2, 4, 32, 32), 6.0).half()
-        assert GaussianKLLoss()(mean, torch.zeros_like(mean)).item() == pytest.approx(4 * 32 * 32 * 18)
-
-    def test_mean_is_refused(self):
-        with pytest.raises(ValueError, match="no KL divergence"):
-            GaussianKLLoss("mean")
-
-    def test_repr_shows_every_option(self):
-        assert repr(GaussianKLLoss("sum")) == "GaussianKLLoss(reduction='sum')"
 
 
 class TestExactKLLoss:
@@ -361,3 +328,84 @@ def test_extreme_log_variances():
     posterior = DiagonalNormal(torch.zeros(64, 4), torch.full((64, 4), -200.0))
     torch.manual_seed(0)
     assert MonteCarloKLLoss(50)(posterior).item() == pytest.approx(ExactKLLoss()(posterior).item(), rel=1e-2)
+
+
+class TestBalancedKLLoss:
+    def pair(self, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        leaves = [torch.randn(4, 3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(4)]
+        return leaves, DiagonalNormal(*leaves[:2]), DiagonalNormal(*leaves[2:])
+
+    @pytest.mark.parametrize("prior_weight", [0.0, 0.3, 0.8, 1.0])
+    def test_the_value_is_the_kl_and_the_gradients_are_shared_out(self, prior_weight):
+        leaves, posterior, prior = self.pair()
+        balanced, plain = BalancedKLLoss(prior_weight)(posterior, prior), ExactKLLoss()(posterior, prior)
+        assert balanced.item() == plain.item()
+        found, expected = (torch.autograd.grad(loss, leaves) for loss in (balanced, plain))
+        for k, share in enumerate([1 - prior_weight] * 2 + [prior_weight] * 2):
+            torch.testing.assert_close(found[k], share * expected[k])
+
+    def test_per_dimension_and_inside_an_elbo(self):
+        _, posterior, prior = self.pair()
+        torch.testing.assert_close(
+            BalancedKLLoss().per_dimension(posterior, prior), ExactKLLoss().per_dimension(posterior, prior)
+        )
+        terms = ELBOLoss(BernoulliNLL(), BalancedKLLoss())(torch.zeros(4, 8), torch.ones(4, 8), posterior, prior)
+        torch.testing.assert_close(terms.kl, ExactKLLoss()(posterior, prior))
+
+    def test_every_kind_of_distribution_is_detached(self):
+        leaves, _, _ = self.pair()
+        positive = [leaf.exp() for leaf in leaves]
+        logits = leaves[0][:, None].expand(4, 2, 3)
+        for posterior, prior in (
+            (Gamma(*positive[:2]), Gamma(*positive[2:])),
+            (Independent(Normal(leaves[0], positive[1]), 1), Independent(Normal(leaves[2], positive[3]), 1)),
+            (OneHotCategorical(logits=logits), OneHotCategorical(logits=leaves[2][:, None])),
+            (Bernoulli(torch.sigmoid(leaves[0])), Bernoulli(logits=leaves[2])),
+            (MultivariateNormal(leaves[0], torch.diag_embed(positive[1])), MultivariateNormal(leaves[2], torch.eye(3))),
+        ):
+            posterior_only = BalancedKLLoss(0.0)(posterior, prior)
+            gradients = torch.autograd.grad(posterior_only, leaves[2:], allow_unused=True, retain_graph=True)
+            assert all(gradient is None or not gradient.any() for gradient in gradients)
+            assert torch.autograd.grad(posterior_only, leaves[0], retain_graph=True)[0].abs().sum() > 0
+            prior_only = BalancedKLLoss(1.0)(posterior, prior)
+            gradients = torch.autograd.grad(prior_only, leaves[:2], allow_unused=True, retain_graph=True)
+            assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+    def test_a_monte_carlo_term_with_the_decoders_sample(self):
+        prior, (leaves, posterior, _) = MixturePrior(3, 3)(), self.pair()
+        sample = posterior.rsample()
+        term, plain = BalancedKLLoss(0.5, MonteCarloKLLoss()), MonteCarloKLLoss()
+        found, expected = (t(posterior, prior, sample) for t in (term, plain))
+        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+        of = [*leaves[:2], prior.component_distribution.mean]
+        gradients = (torch.autograd.grad(value, of, retain_graph=True) for value in (found, expected))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, 0.5 * other)
+        torch.manual_seed(0)
+        term(posterior, prior).backward()
+
+    def test_an_infinite_divergence_stays_one(self):
+        posterior = Normal(torch.zeros(2, 1), 1.0)
+        far = Normal(torch.full((2, 1), 1e30), 1e-30)
+        assert BalancedKLLoss(0.8)(posterior, far).item() == torch.inf
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match=r"prior_weight=1\.5"):
+            BalancedKLLoss(1.5)
+        with pytest.raises(TypeError, match=r"DiagonalNormal\(mean, log_var\)"):
+            BalancedKLLoss()(torch.zeros(2, 2), torch.zeros(2, 2))
+        assert "prior_weight=0.8, reduction='batchmean'" in repr(BalancedKLLoss())
+
+    def test_compiles_whole(self):
+        leaves, _, _ = self.pair()
+
+        def loss(*leaves):
+            posterior, prior = (DiagonalNormal(*leaves[k : k + 2], validate_args=False) for k in (0, 2))
+            return BalancedKLLoss()(posterior, prior)
+
+        torch.compiler.reset()
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*leaves), loss(*leaves))
+        found, expected = (torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss))
+        torch.testing.assert_close(found, expected)
