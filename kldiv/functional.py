@@ -1,5 +1,7 @@
 """Closed forms of the KL divergence on tensors: means, log-variances, logits. In nats, no reduction."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -137,6 +139,29 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
     close = total < 1
     value = torch.where(close, torch.log1p(torch.where(close, total, 0.0)), torch.logsumexp(log_p_exp_delta, dim))
     return value.masked_fill((none_q & ~none_p).any(dim), torch.inf).to(dtype)
+
+
+def bounded_log_var(raw: Tensor, limit: float = 10.0) -> Tensor:
+    r"""A log-variance within (-limit, limit) for whatever a network emits, with a gradient that never dies.
+
+    .. math:: \lambda = \frac{r}{1 + |r| / b}, \qquad \frac{d\lambda}{dr} = \frac{1}{(1 + |r| / b)^2}
+
+    Close to r itself near 0. A clamp has no gradient beyond its ends, and a network that is there stays there; a tanh
+    has none to speak of.
+
+    Args:
+        raw: r, of any shape.
+        limit: b, positive.
+    Returns: the shape of ``raw``, in ``float32`` for half precision.
+    Raises: ValueError: a limit that is not finite and positive.
+
+    >>> bounded_log_var(torch.tensor([-1e4, 0.5, 10.0]))
+    tensor([-9.9900,  0.4762,  5.0000])
+    """
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit={limit} must be finite and positive")
+    (raw,) = widen(raw)
+    return raw / (1 + raw.abs() / limit)
 
 
 def check_broadcast(**shapes: torch.Size) -> torch.Size:

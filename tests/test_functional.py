@@ -5,7 +5,7 @@ import mpmath
 import pytest
 import torch
 
-from kldiv.functional import kl_bernoulli, kl_categorical, kl_normal
+from kldiv.functional import bounded_log_var, kl_bernoulli, kl_categorical, kl_normal
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -235,3 +235,21 @@ def test_gradients_of_logits():
     for divergence in (kl_bernoulli, kl_categorical):
         assert torch.autograd.gradcheck(divergence, leaves)
         assert torch.autograd.gradgradcheck(divergence, leaves)
+
+
+class TestBoundedLogVar:
+    def test_within_its_limits_with_a_live_gradient(self):
+        raw = torch.tensor([-1e6, -50.0, -1e-3, 0.0, 1.0, 50.0, 1e6], requires_grad=True)
+        bounded = bounded_log_var(raw, limit=8.0)
+        bounded.sum().backward()
+        assert bounded.abs().max() <= 8.0
+        assert (bounded.diff() > 0).all()
+        assert raw.grad.min() > 1e-11
+        assert raw.grad[3] == 1.0
+        wide = raw.detach().double().requires_grad_()
+        assert torch.autograd.gradcheck(lambda r: bounded_log_var(r, 8.0), wide[1:6].detach().requires_grad_())
+
+    def test_half_precision_and_a_bad_limit(self):
+        assert bounded_log_var(torch.tensor([6e4]).half()).dtype == torch.float32
+        with pytest.raises(ValueError, match="limit=0"):
+            bounded_log_var(torch.zeros(2), 0.0)

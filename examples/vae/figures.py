@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli
 
@@ -14,6 +17,9 @@ from examples.vae.model import VAE
 from examples.vae.recording import read_metrics
 
 OURS, LIGHT = "#1f5fa8", "#f0b27a"
+
+COLLAPSED = 0.01
+"""Nats below which a latent dimension is drawn black: it says next to nothing about the image."""
 
 
 @torch.no_grad()
@@ -52,7 +58,86 @@ def draw_figures(model: VAE, images: Tensor, kl_per_dimension: Tensor, metrics: 
     for caption, (name, figure) in drawings.items():
         files[caption] = folder / f"{name}.png"
         figure.savefig(files[caption], dpi=150, bbox_inches="tight")
+    over_training = folder / "kl_per_dimension_over_training.png"  # drawn while it trained
+    if over_training.is_file():
+        caption = (
+            f"The same over training{to_what}, mean over the validation set: a column ends where its validation was, "
+            f"the largest of the last one is on top, and black is below {COLLAPSED} nats. Above, the active units"
+        )
+        files[caption] = over_training
     return files
+
+
+def kl_over_training(
+    steps: Sequence[int], kl_per_dimension: Tensor, active_units: Sequence[int], title: str = ""
+) -> Figure:
+    """A heat map of the KL of each latent dimension at each validation, and a line of the active units above it.
+
+    Args:
+        steps: optimiser steps before each of n validations, positive and increasing.
+        kl_per_dimension: (n, latent_dim), in nats.
+        active_units: n of them.
+        title: of the figure.
+    """
+    kl = kl_per_dimension.T
+    order = kl[:, -1].nan_to_num(0.0, 0.0).argsort(descending=True, stable=True)
+    count, edges = len(order), [0, *steps]
+    height = min(9.0, max(2.2, 0.125 * count))
+    figure = Figure(figsize=(6.5, height + 1.2), layout="constrained")
+    above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(0.5, height))
+    above.step(edges, [active_units[0], *active_units], where="pre", color=OURS, lw=1.2)
+    above.annotate(
+        str(active_units[-1]),
+        (edges[-1], active_units[-1]),
+        (4, 0),
+        textcoords="offset points",
+        va="center",
+        color=OURS,
+        in_layout=False,
+    )
+    above.set(ylim=(-0.06 * count, 1.1 * count), yticks=[0, count], title=title)
+    above.set_ylabel("active\nunits", rotation=0, ha="right", va="center")
+    above.spines[["top", "right"]].set_visible(False)
+    above.tick_params(labelbottom=False)
+    known = kl[kl.isfinite()].sort().values if kl.isfinite().any() else torch.zeros(1)
+    # the first steps would take the colours from everything that follows
+    most = max(
+        known[math.ceil(0.99 * len(known)) - 1].item(), kl[order[0], -1].nan_to_num(0.0, 0.0).item(), 2 * COLLAPSED
+    )
+    cut = known[-1].item() > 1.25 * most
+    largest = most if cut else max(known[-1].item(), most)
+    norm = PowerNorm(0.5, vmin=COLLAPSED, vmax=largest)
+    colours = colormaps["viridis"].with_extremes(under="black", bad="lightgrey")
+    mesh = axes.pcolormesh(
+        edges,
+        range(count + 1),
+        kl[order].numpy(),
+        cmap=colours,
+        norm=norm,
+    )
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    axes.set(xlabel="optimiser steps", ylabel="latent dimension, sorted")
+    if count <= 64:
+        labels = [f"$z_{{{dim + 1}}}$" for dim in order.tolist()]
+        axes.set_yticks([row + 0.5 for row in range(count)], labels, fontsize=8 if count <= 30 else 6)
+        axes.tick_params(axis="y", length=0)
+    ticks = [COLLAPSED]
+    for tick in (digit * 10.0**power for power in range(-2, 7) for digit in (2, 5, 10)):
+        if tick <= 1.001 * largest and norm(tick) > norm(ticks[-1]) + 0.08:
+            ticks.append(tick)
+    figure.colorbar(
+        mesh,
+        ax=axes,
+        extend="both" if cut else "min",
+        extendfrac=0.1 / height,
+        label="KL (nats)",
+        pad=0.02,
+        aspect=14 * height,
+        ticks=ticks,
+        format="%g",
+    )
+    return figure
 
 
 def decoded_mean(model: VAE, sample: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -90,7 +91,10 @@ class VAE(LightningModule):
 
     def forward(self, image: Tensor, weight: Tensor | None = None) -> kldiv.ELBOTerms:
         """The terms of the bound for one sample of q(z|x) each."""
-        posterior = self.encoder(image)
+        return self.bound(self.encoder(image), image, weight)
+
+    def bound(self, posterior: Distribution, image: Tensor, weight: Tensor | None = None) -> kldiv.ELBOTerms:
+        """The same, of a posterior that is there already."""
         sample = posterior.rsample()
         prior, reused = self.prior_of(posterior), self.reused(sample)
         terms: kldiv.ELBOTerms = self.elbo(
@@ -122,17 +126,20 @@ class VAE(LightningModule):
             self.log_dict(bar, prog_bar=True, logger=False)
         return terms.loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation_step("val", batch, batch_idx)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        posterior, terms = self._evaluation_step("val", batch, batch_idx)
+        return {"posterior": posterior, "terms": terms}  # for callbacks
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluation_step("test", batch, batch_idx)
 
-    def _evaluation_step(self, split: str, batch: Batch, batch_idx: int) -> None:
+    def _evaluation_step(self, split: str, batch: Batch, batch_idx: int) -> tuple[Distribution, kldiv.ELBOTerms]:
         self._seed_noise(split, batch_idx)
-        terms = self(batch.image, batch.weight)
+        posterior = self.encoder(batch.image)
+        terms = self.bound(posterior, batch.image, batch.weight)
         metrics = {f"{split}/{name}": getattr(terms, name) for name in ("negative_elbo", "reconstruction", "kl")}
         self.log_dict(metrics, batch_size=batch.count, sync_dist=True)
+        return posterior, terms
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.optimizer(self.parameters())

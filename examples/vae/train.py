@@ -20,8 +20,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+import kldiv
 from examples.vae import InputError
 from examples.vae.data import InMemoryImages
+from examples.vae.diagnostics import LatentDiagnostics
 from examples.vae.model import VAE
 from examples.vae.recording import EpochClock, MetricsCSV
 from examples.vae.report import table, write_report
@@ -56,6 +58,8 @@ class TrainCLI(LightningCLI):
         options = self._get(self.config_init, "trainer", default={})
         given = options.get("callbacks") or []
         callbacks = [*given] if isinstance(given, list) else [given]
+        if not any(isinstance(callback, LatentDiagnostics) for callback in callbacks):
+            callbacks.append(LatentDiagnostics())
         callbacks += [EpochClock(), Farewell()]
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
@@ -84,6 +88,9 @@ class TrainCLI(LightningCLI):
         device = self.trainer.strategy.root_device
         begin = "Training" if self.checkpoint is None else f"Continuing after step {steps}"
         rank_zero_only(print)(f"{begin} on {device}, into {self.run}", flush=True)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, LatentDiagnostics):
+                callback.folder = self.run
         for callback in self.trainer.checkpoint_callbacks:
             # resolved: on resume a callback compares it with the one it saved before it trusts its best score
             callback.dirpath = str((self.run / "checkpoints").resolve())
@@ -129,6 +136,7 @@ class TrainCLI(LightningCLI):
                 self.model.elbo.reconstruction.per_example(self.model.decoder(sample), images)
                 prior = self.model.prior_of(posterior)
                 self.model.elbo.kl.unreduced(posterior, prior, self.model.reused(sample))
+                kldiv.ExactKLLoss().per_dimension(posterior)  # of the diagnostics
             optimizer = self.model.optimizer(self.model.parameters())
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])

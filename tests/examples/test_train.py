@@ -49,8 +49,9 @@ def trained(tmp_path_factory):
 def test_what_a_run_leaves(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     pictures = ("reconstructions", "samples", "traversal", "curves", "kl_per_dimension")
+    pictures += ("kl_per_dimension_over_training",)
     assert {f"figures/{name}.png" for name in pictures} <= files
-    assert {"config.yaml", "metrics.csv", "report.html", "summary.json"} <= files
+    assert {"config.yaml", "kl_per_dimension.csv", "metrics.csv", "report.html", "summary.json"} <= files
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
     assert any(name.startswith("tensorboard/events") for name in files)
     assert not any(name.endswith(".tmp") for name in files)
@@ -69,7 +70,7 @@ def test_the_summary(trained):
 
 def test_the_page_holds_everything_itself(trained):
     page = (trained / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     assert "cross-entrop" in page
 
