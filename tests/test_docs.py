@@ -1,8 +1,11 @@
 import inspect
 import re
+from inspect import isclass
 
 import pytest
+from torch import nn
 
+import kldiv
 from docs import closed_forms
 from kldiv.exact import CLOSED_FORMS
 
@@ -20,13 +23,36 @@ def test_every_closed_form_has_a_formula_and_a_source(pair):
     assert "Source: " in text
 
 
-def test_the_recipes_run():
-    """Page by page, each in one namespace from its first block to its last."""
-    page = (closed_forms.PAGE.parent / "monte-carlo.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+def run(name):
+    """The blocks of a page, in one namespace from the first to the last."""
     names = {}
-    for block in blocks:
+    for block in re.findall(r"```python\n(.*?)```", (closed_forms.PAGE.parent / name).read_text(), re.DOTALL):
         exec(block, names)
-    assert len(blocks) == 9
+    return names
+
+
+def test_the_recipes_of_estimators_run():
+    names = run("monte-carlo.md")
     assert names["images"].shape == (16, 64)
     assert names["terms"].loss.isfinite()
+
+
+def test_the_page_on_the_elbo_runs(capsys):
+    pytest.importorskip("torchmetrics", exc_type=ImportError)
+    names = run("elbo.md")
+    assert names["terms"].loss.isfinite()
+    assert names["mutual_information"].shape == (32,)
+    assert re.match(r"-\d+\.\d\d ± 0\.\d\d nats\n", capsys.readouterr().out)
+
+
+def test_every_piece_of_an_elbo_is_in_the_table_with_tests_that_are_there():
+    page = (closed_forms.PAGE.parent / "elbo.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    listed = {re.match(r"\| `(\w+)`", row).group(1) for row in rows}
+    pieces = {name for name, value in vars(kldiv).items() if isclass(value) and issubclass(value, nn.Module)}
+    bases = {"KLTerm", "NegativeLogLikelihood", "Schedule", "Controller"}
+    metrics = {"ActiveUnits", "KLPerDimension", "RateDistortion"}
+    assert pieces - bases - {"MixturePrior", "VampPrior"} | metrics <= listed
+    for path, *names in (test.split("::") for test in re.findall(r"`(tests/[^`]+)`", page)):
+        text = (closed_forms.PAGE.parents[1] / path).read_text()
+        assert all(re.search(rf"(?:def|class) {name}\b", text) for name in names), (path, names)

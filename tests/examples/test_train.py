@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import os
 import re
@@ -156,6 +157,26 @@ def test_mnist_files_and_terms_swapped_from_yaml(tmp_path):
     assert summary(tmp_path / "runs" / "mnist")["note"] == ""
     assert "elbo.reconstruction.log_var" in weights(tmp_path / "runs" / "mnist")
     assert "kldiv.MonteCarloKLLoss" in (tmp_path / "runs" / "mnist" / "config.yaml").read_text()
+
+
+def test_a_beta_tc_vae_steered_by_geco_is_yaml_alone(tmp_path):
+    steered = tmp_path / "steered.yaml"
+    steered.write_text(
+        "model:\n  elbo:\n    weight:\n      class_path: kldiv.GECO\n"
+        "      init_args: {target: 30.0, rate: 0.01, momentum: 0.5, start: 0.1}\n"
+    )
+    config = ROOT / "configs" / "beta-tc-vae.yaml"
+    options = ["--config", steered, "--trainer.max_epochs", 6, "--trainer.log_every_n_steps", 1]
+    assert fit(tmp_path / "runs", *options, config=config) == 0
+    rows = [row for row in metrics(tmp_path / "runs" / "steered") if row["train/weight"]]
+    for before, after in itertools.pairwise(rows):
+        worse = float(before["train/reconstruction"]) > 30 + 2
+        if worse and float(before["train/weight"]) > 1.1e-4:  # the least it may be
+            assert float(after["train/weight"]) < float(before["train/weight"])
+    row = rows[-1]
+    bound = float(row["train/reconstruction"]) + float(row["train/kl"])
+    assert float(row["train/negative_elbo"]) == pytest.approx(bound, rel=1e-5)
+    assert float(row["train/loss"]) != pytest.approx(bound, rel=1e-5)
 
 
 def test_a_learned_prior_from_yaml(tmp_path):
