@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class LatentDiagnostics(Callback):
-    """Logs ``val/active_units``, and keeps a row for each validation of a fit, over resumes too.
+    """Logs active units, rate and distortion, and keeps a row for each validation of a fit, over resumes too.
 
     With a run's ``folder`` it writes ``kl_per_dimension.csv`` after each validation, and draws
     ``figures/kl_per_dimension_over_training.png`` at the end and, where that takes little of the time, before. The KL
@@ -92,7 +92,9 @@ class LatentDiagnostics(Callback):
             return
         active_units, rate_distortion = self._active_units.compute(), self._rate_distortion.compute()
         kl = self._kl.compute().reshape(-1).tolist()
-        pl_module.log("val/active_units", active_units.float())
+        logged = {"active_units": active_units.float(), "rate": rate_distortion["rate"]}
+        logged["distortion"] = rate_distortion["distortion"]
+        pl_module.log_dict({f"val/{name}": value.float() for name, value in logged.items()})
         if trainer.state.fn != TrainerFn.FITTING:
             return
         step = trainer.global_step - 1
