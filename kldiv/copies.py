@@ -45,6 +45,8 @@ def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, T
     """
     made = {} if made is None else made
     if isinstance(value, Tensor) and value.is_floating_point():
+        if torch.compiler.is_compiling():  # compiled code would be of this very tensor, and compile again for the next
+            return convert(value)
         if id(value) not in made:
             made[id(value)] = convert(value)
         return made[id(value)]

@@ -409,3 +409,5 @@ class TestBalancedKLLoss:
         torch.testing.assert_close(compiled(*leaves), loss(*leaves))
         found, expected = (torch.autograd.grad(f(*leaves), leaves) for f in (compiled, loss))
         torch.testing.assert_close(found, expected)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            compiled(*(leaf.detach().clone().requires_grad_() for leaf in leaves))
