@@ -11,9 +11,10 @@ from kldiv.copies import converted, is_ours
 from kldiv.distributions import DiagonalNormal, factorise, standard_prior
 from kldiv.divergence import parameter_dtype
 from kldiv.double import has_pathwise_gradient, in_wide, log_prob
+from kldiv.kernels import log_mixtures, weight_matrix
 from kldiv.losses import KLTerm, check_distributions, check_example_dimension, check_sample_gradient, matched
 from kldiv.reduction import sum_latent
-from kldiv.special import standardise, widen
+from kldiv.special import widen
 from kldiv.world import world_gather, world_rank, world_size
 
 ESTIMATORS = ("stratified", "weighted")
@@ -96,15 +97,21 @@ def decompose_kl(
             f"dataset_size={dataset_size} is less than the batch of {batch}: it is the number of training examples"
         )
     first = world_rank(group) * rows if all_processes else 0
-    log_weights = _log_weights(first, rows, batch, dataset_size, estimator, sample)
+    log_weights = _log_weights(batch, dataset_size, estimator)
 
     of_prior = sum_latent(log_prob(p, sample))
-    crossed = _log_normal(everyone, sample) if normal is not None else log_prob(everyone, sample[:, None])
-    crossed = crossed.flatten(2) if crossed.ndim > 2 else crossed[..., None]  # ln q(z_id|x_j), (rows, batch, latent)
-    joint = crossed.sum(-1)
-    conditional = joint.diagonal(first)
-    aggregate = torch.logsumexp(joint + log_weights, 1)  # a weight enters once, after the sum over dimensions
-    marginals = torch.logsumexp(crossed + log_weights[..., None], 1).sum(-1)
+    conditional = sum_latent(log_prob(q, sample))
+    if normal is not None:
+        parameters = _as_normal(everyone)
+        assert parameters is not None
+        z, mean, log_var = (_flat(t.to(sample.dtype)) for t in (sample, *parameters))
+        aggregate, marginals = log_mixtures(z, mean, log_var, first, log_weights)
+    else:
+        crossed = log_prob(everyone, sample[:, None])  # ln q(z_id|x_j), (rows, batch, *latent)
+        crossed = crossed.flatten(2) if crossed.ndim > 2 else crossed[..., None]
+        weights = weight_matrix(crossed[..., 0], batch, first, log_weights)
+        aggregate = torch.logsumexp(crossed.sum(-1) + weights, 1)  # a weight enters once, after the sum over dimensions
+        marginals = torch.logsumexp(crossed + weights[..., None], 1).sum(-1)
     parts = conditional - aggregate, aggregate - marginals, marginals - of_prior
     return KLDecomposition(*(part.to(dtype) for part in parts))
 
@@ -209,18 +216,20 @@ def _factors(posterior: Distribution, prior: Distribution) -> tuple[Distribution
     return matched(posterior, prior)
 
 
-def _log_weights(first: int, rows: int, batch: int, dataset_size: int, estimator: str, like: Tensor) -> Tensor:
-    """ln W, (rows, batch), of the rows from ``first`` on. W sums to 1 in each row, or to 1/N if ``"weighted"``."""
+def _log_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+    """ln W at an example itself, at the one after it, and elsewhere. W sums to 1, or to 1/N if ``"weighted"``."""
     if batch <= 1:
-        return like.new_zeros(rows, batch)
+        return 0.0, 0.0, 0.0
     if estimator == "weighted":
-        return like.new_full((rows, batch), -math.log(dataset_size * batch))
+        return (-math.log(dataset_size * batch),) * 3
     others = batch - 1
-    weights = like.new_full((rows, batch), -math.log(others))
-    row = torch.arange(rows, device=like.device)
-    weights[row, (first + row + 1) % batch] = math.log((dataset_size - others) / (dataset_size * others))
-    weights[row, first + row] = -math.log(dataset_size)
-    return weights
+    after = math.log((dataset_size - others) / (dataset_size * others))
+    return -math.log(dataset_size), after, -math.log(others)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(N, ...) as (N, latent)."""
+    return values.flatten(1) if values.ndim > 1 else values[:, None]
 
 
 def _as_normal(q: Any) -> tuple[Tensor, Tensor] | None:
@@ -232,15 +241,6 @@ def _as_normal(q: Any) -> tuple[Tensor, Tensor] | None:
         mean, scale = widen(q.loc, q.scale)
         return mean, 2 * torch.log(scale)
     return None
-
-
-def _log_normal(q: Distribution, sample: Tensor) -> Tensor:
-    """ln q(z_i|x_j) of each dimension, (rows, batch, \\*latent)."""
-    parameters = _as_normal(q)
-    assert parameters is not None
-    mean, log_var = parameters
-    distance = standardise(sample[:, None] - mean, log_var)
-    return -0.5 * (math.log(2 * math.pi) + log_var + distance * distance)
 
 
 def _gathered(q: Distribution, group: Any) -> Distribution:

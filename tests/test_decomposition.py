@@ -299,7 +299,7 @@ class TestTotalCorrelationKLLoss:
         with pytest.raises(ValueError, match="the sample carries no gradient"):
             TotalCorrelationKLLoss(50)(DiagonalNormal(mean.requires_grad_(), log_var), None, sample)
         logits = torch.randn(6, 3, requires_grad=True)
-        with pytest.raises(ValueError, match="Categorical has no rsample"):
+        with pytest.raises(ValueError, match="Categorical has no reparametrised rsample"):
             TotalCorrelationKLLoss(50)(Categorical(logits=logits))
         with torch.no_grad():
             TotalCorrelationKLLoss(50)(Categorical(logits=logits))
