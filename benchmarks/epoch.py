@@ -8,7 +8,6 @@ binary_cross_entropy with a sum, and -0.5 * sum(1 + log_var - mean^2 - exp(log_v
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.measure import processor
 from examples.vae.data import TensorBatches
 from examples.vae.recording import EpochClock, MetricsCSV
 from examples.vae.train import make_cli
@@ -71,15 +71,6 @@ class Alternate(Callback):
         images = batches.images.flatten(1)
         with torch.random.fork_rng():
             self.seconds.append(self.plain.to(images.device).train_epoch(images, batches.batch_size))
-
-
-def processor() -> str:
-    """The machine's name for its processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def main() -> None:

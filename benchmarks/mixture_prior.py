@@ -11,7 +11,6 @@ are against MixtureSameFamily in float64, for samples of the mixture at three st
 import argparse
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,9 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.epoch import processor
+from benchmarks.measure import peak_bytes, processor
 from kldiv import DiagonalNormal, DiagonalNormalMixture
 
 Parameters = tuple[Tensor, Tensor, Tensor]
@@ -71,23 +69,6 @@ def seconds(log_prob: LogProb, z: Tensor, parameters: Parameters) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(log_prob: LogProb, z: Tensor, parameters: Parameters) -> int:
-    """What is allocated at once beyond the inputs."""
-    if z.is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(log_prob, z, parameters)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step(log_prob, z, parameters)
-    live = peak = 0
-    events = profiler.profiler.kineto_results.events()
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def largest_error(log_prob: LogProb, z: Tensor, parameters: Parameters) -> float:
     logits, mean, log_var = (p.double() for p in parameters)
     truth = of_torch(z.double(), (logits, mean, log_var))
@@ -104,7 +85,6 @@ def main() -> None:
     parser.add_argument("--json", help="file for the result")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks on what machine this is
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kinds: dict[str, LogProb] = {"torch": of_torch, "kldiv": of_kldiv}
@@ -124,7 +104,9 @@ def main() -> None:
     quartile, median = (
         {name: statistics.quantiles(values, n=4)[place] for name, values in times.items()} for place in (0, 1)
     )
-    peak = {name: peak_bytes(log_prob, z, parameters) for name, log_prob in kinds.items()}
+    peak = {
+        name: peak_bytes(lambda log_prob=log_prob: step(log_prob, z, parameters)) for name, log_prob in kinds.items()
+    }
 
     print(f"batch {options.batch}, components {options.components}, dimensions {options.dims}, {processor()}")
     print(f"{'':24}{'torch':>12}{'kldiv':>12}{'ratio':>8}")

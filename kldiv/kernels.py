@@ -14,6 +14,9 @@ from torch.autograd import Function, forward_ad
 
 from kldiv.special import standardise
 
+_ELEMENTS = 2**15
+"""Numbers in a block of elements: with what is made of them they stay in the second-level cache."""
+
 _BLOCK = 2**19
 """Numbers in a block of rows and columns: some of them fit into the second-level cache."""
 
@@ -26,6 +29,71 @@ def fused(*tensors: Tensor) -> bool:
         and forward_ad._current_level < 0
         and all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
     )
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
+    r"""``scale`` times the sum of D_KL(N(mean, exp(log_var)) || N(0, 1)) over all elements, in nats; ``float32``.
+
+    The bounds of :func:`kldiv.functional.kl_normal` hold, for value and gradients: sums are of ``float64``, and where
+    the log-variances of a block are all tiny, so that :math:`e^\lambda - 1 - \lambda` would cancel, it is half their
+    squares.
+
+    Args:
+        mean, log_var: of one shape, in ``float32``.
+        scale: of the sum.
+    Returns: shape ().
+    """
+    total: Tensor = _GaussianKL.apply(mean, log_var, scale)
+    return total
+
+
+class _GaussianKL(Function):
+    """By blocks that stay in cache; the gradients are made in the backward, from the inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mean, log_var)
+        ctx.scale = scale
+        mean, log_var = mean.reshape(-1), log_var.reshape(-1)
+        size = log_var.numel()
+        if size <= _ELEMENTS:
+            doubled = _twice_gaussian_kl(mean, log_var.double(), None)
+        else:
+            doubled = torch.zeros((), dtype=torch.float64, device=mean.device)
+            wide, work = (mean.new_empty(_ELEMENTS, dtype=torch.float64) for _ in range(2))
+            for block in range(0, size, _ELEMENTS):
+                some = log_var[block : block + _ELEMENTS]
+                count = len(some)
+                of_block = _twice_gaussian_kl(mean[block : block + count], wide[:count].copy_(some), work[:count])
+                doubled += of_block
+        return doubled.mul_(0.5 * scale).to(mean.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        mean, log_var = ctx.saved_tensors
+        upstream = upstream * ctx.scale
+        if torch.is_grad_enabled():  # to be differentiated again
+            return mean * upstream, 0.5 * torch.expm1(log_var) * upstream, None
+        half, size = 0.5 * upstream, log_var.numel()
+        if size <= _ELEMENTS:
+            return mean * upstream, torch.expm1(log_var).mul_(half), None
+        to_mean, to_log_var = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mean, log_var))
+        pairs = ((mean.reshape(-1), to_mean.view(-1)), (log_var.reshape(-1), to_log_var.view(-1)))
+        for block in range(0, size, _ELEMENTS):
+            some = slice(block, block + _ELEMENTS)
+            (source, target), (of_log_var, to) = ((t[some] for t in pair) for pair in pairs)
+            torch.mul(source, upstream, out=target)
+            torch.expm1(of_log_var, out=to).mul_(half)
+        return to_mean, to_log_var, None
+
+
+def _twice_gaussian_kl(mean: Tensor, log_var: Tensor, work: Tensor | None) -> Tensor:
+    """Of a block, in ``float64``: as the log-variances are."""
+    squares = torch.dot(log_var, log_var)
+    spread = torch.expm1(log_var, out=work).sub_(log_var).sum()
+    # at infinity inf - inf is NaN, and the squares are infinite
+    plain = (squares > 1e-14) & (squares < torch.inf)
+    return torch.where(plain, spread, 0.5 * squares) + torch.dot(mean, mean)
 
 
 def log_mixtures(

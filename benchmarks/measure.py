@@ -1,0 +1,67 @@
+"""How a time and a memory are measured: peers alternating in one run, medians, what is allocated beyond the inputs."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+Step = Callable[[], object]
+
+
+def alternate(peers: dict[str, Step], *, runs: int, inner: int = 1) -> dict[str, float]:
+    """Median seconds of a call of each: the peers take turns, ``inner`` calls at a time, the first two rounds apart."""
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for run in range(-2, runs):
+        for name, step in peers.items():
+            synchronise()
+            start = time.perf_counter()
+            for _ in range(inner):
+                step()
+            synchronise()
+            if run >= 0:
+                seconds[name].append((time.perf_counter() - start) / inner)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(step: Step) -> int:
+    """The most that a call has allocated at once, beyond what was there before: the profiler's count, CUDA's own."""
+    step()
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks on what machine this is
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    live = peak = 0
+    events = profiler.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def gradients(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Step:
+    """Forward and backward, of a loss of these inputs."""
+    return lambda: torch.autograd.grad(loss(*inputs), inputs)
+
+
+def processor() -> str:
+    """The machine's name for its processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

@@ -1,0 +1,279 @@
+"""Every speed that is promised, in one run: make bench [ARGS="--only gaussian decomposition --json FILE"]
+
+Ratios are of medians, kldiv and its peers taking turns. A row says what is to be reached and how far it is from there.
+Rows of a GPU are left out where there is none.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional
+
+import kldiv
+from benchmarks import mixture_prior
+from benchmarks.measure import alternate, gradients, peak_bytes, processor
+
+
+class Row(NamedTuple):
+    """One promise. ``value`` is a ratio, or in the unit of its name; ``None`` where it was left out."""
+
+    name: str
+    value: float | None
+    reach: float
+    at_most: bool
+    aim: float | None = None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.value is None:
+            return "left out"
+        distance = self.value / self.reach if self.at_most else self.reach / self.value
+        return "reached" if distance <= 1 else f"{100 * (distance - 1):.0f} % short"
+
+
+def one_liner(mean: Tensor, log_var: Tensor) -> Tensor:
+    """As it is copied everywhere."""
+    return -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp()) / len(mean)
+
+
+def of_torch(mean: Tensor, log_var: Tensor) -> Tensor:
+    q = Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
+    p = Normal(torch.zeros_like(mean), torch.ones_like(mean), validate_args=False)
+    return torch.distributions.kl_divergence(q, p).sum() / len(mean)
+
+
+def latents(*shape: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape).requires_grad_() for _ in range(2)]
+
+
+def gaussian(options: argparse.Namespace) -> list[Row]:
+    loss = kldiv.GaussianKLLoss()
+    rows = []
+    for shape, runs, inner, reach, aim in (((128, 20), 60, 40, 0.9, 0.75), ((4096, 1024), 9, 1, 0.6, 0.4)):
+        given = latents(*shape)
+        peers = {"ours": gradients(loss, given), "one-liner": gradients(one_liner, given)}
+        peers["torch"] = gradients(of_torch, given)
+        found = alternate(peers, runs=runs, inner=inner)
+        size = " x ".join(map(str, shape))
+        note = f"one-liner {1e6 * found['one-liner']:.0f} us"
+        note += f", torch.distributions {found['torch'] / found['one-liner']:.1f}"
+        ratio = found["ours"] / found["one-liner"]
+        rows.append(Row(f"GaussianKLLoss {size} / one-liner", ratio, reach, True, aim, note))
+    given = latents(4096, 1024)
+    extra = peak_bytes(gradients(loss, given)) / sum(t.nbytes for t in given)
+    rows.append(Row("GaussianKLLoss, peak memory / both gradients", extra, 1.05, True))
+    compiled = {"ours": gradients(torch.compile(loss), given), "one-liner": gradients(torch.compile(one_liner), given)}
+    found = alternate(compiled, runs=9)
+    rows.append(Row("the same compiled / one-liner compiled", found["ours"] / found["one-liner"], 1.15, True, 1.0))
+    return rows
+
+
+def categorical(options: argparse.Namespace) -> list[Row]:
+    """In the shape asked for on a GPU; on a CPU of a sixteenth of the rows."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    count = 8192 if device == "cuda" else 512
+    given = [torch.randn(count, 32768, device=device).requires_grad_() for _ in range(2)]
+
+    def in_torch(p: Tensor, q: Tensor) -> Tensor:
+        log_p, log_q = functional.log_softmax(p, -1), functional.log_softmax(q, -1)
+        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+    steps = {
+        "ours": gradients(lambda p, q: kldiv.functional.kl_categorical(p, q).sum(), given),
+        "torch": gradients(in_torch, given),
+    }
+    found = alternate(steps, runs=5)
+    memory = {name: peak_bytes(step) for name, step in steps.items()}
+    size = f"{count} x 32768"
+    return [
+        Row(f"log_softmax + kl_div / kl_categorical, {size}", found["torch"] / found["ours"], 3.0, False),
+        Row(f"kl_categorical, peak memory / theirs, {size}", memory["ours"] / memory["torch"], 0.5, True),
+    ]
+
+
+def mixture(options: argparse.Namespace) -> list[Row]:
+    size = argparse.Namespace(batch=256, components=500, dims=40)
+    torch.manual_seed(0)
+    z, parameters = mixture_prior.make(size, 1.0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    steps = {
+        "ours": lambda: mixture_prior.step(mixture_prior.of_kldiv, z, parameters),
+        "torch": lambda: mixture_prior.step(mixture_prior.of_torch, z, parameters),
+    }
+    found = alternate(steps, runs=9)
+    memory = {name: peak_bytes(step) for name, step in steps.items()}
+    return [
+        Row("MixtureSameFamily / mixture prior, 256 x 500 x 40", found["torch"] / found["ours"], 20.0, False),
+        Row("mixture prior, peak memory / theirs", memory["ours"] / memory["torch"], 0.1, True),
+    ]
+
+
+def materialised(sample: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int) -> Tensor:
+    """Total correlation by a tensor of batch x batch x latent, with the right weights."""
+    batch = len(mean)
+    weights = torch.full((batch, batch), 1 / (batch - 1))
+    weights.view(-1)[:: batch + 1] = 1 / dataset_size
+    weights.view(-1)[1 :: batch + 1] = weights[-1, 0] = (dataset_size - batch + 1) / (dataset_size * (batch - 1))
+    log_weights = weights.log()
+    crossed = -0.5 * (math.log(2 * math.pi) + log_var + (sample[:, None] - mean) ** 2 * torch.exp(-log_var))
+    conditional = -0.5 * (math.log(2 * math.pi) + log_var + (sample - mean) ** 2 * torch.exp(-log_var))
+    joint = torch.logsumexp(log_weights + crossed.sum(2), 1)
+    marginals = torch.logsumexp(log_weights[..., None] + crossed, 1).sum(1)
+    prior = -0.5 * (math.log(2 * math.pi) + sample**2).sum(1)
+    return (conditional.sum(1) - joint + 6 * (joint - marginals) + marginals - prior).mean()
+
+
+def ours_decomposed(sample: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int) -> Tensor:
+    posterior = kldiv.DiagonalNormal(mean, log_var, validate_args=False)
+    parts = kldiv.decompose_kl(sample, posterior, dataset_size=dataset_size)
+    return (parts.mutual_information + 6 * parts.total_correlation + parts.dimension_wise).mean()
+
+
+def posterior_batch(batch: int, dims: int) -> list[Tensor]:
+    mean, log_var = (t.detach() for t in latents(batch, dims))
+    sample = mean + torch.exp(0.5 * log_var) * torch.randn(batch, dims)
+    return [t.requires_grad_() for t in (sample, mean, log_var)]
+
+
+def decomposition(options: argparse.Namespace) -> list[Row]:
+    given = posterior_batch(1024, 32)
+    steps = {
+        "ours": gradients(lambda *t: ours_decomposed(*t, 60_000), given),
+        "materialised": gradients(lambda *t: materialised(*t, 60_000), given),
+    }
+    found = alternate(steps, runs=5)
+    note = f"ours {1e3 * found['ours']:.0f} ms"
+    large = posterior_batch(4096, 64)
+    mebibytes = peak_bytes(gradients(lambda *t: ours_decomposed(*t, 60_000), large)) / 2**20
+    return [
+        Row("materialised / decompose_kl, 1024 x 32", found["materialised"] / found["ours"], 5.0, False, None, note),
+        Row("decompose_kl 4096 x 64, peak MiB", mebibytes, 600.0, True),
+    ]
+
+
+def log_likelihood(options: argparse.Namespace) -> list[Row]:
+    """5000 samples of each of 20 images, the 784-400-20 network."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
+    decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
+    images, samples = torch.rand(20, 784), 5000
+
+    def posterior_of(x: Tensor) -> kldiv.DiagonalNormal:
+        return kldiv.DiagonalNormal(*encoder(x).chunk(2, 1), validate_args=False)
+
+    @torch.no_grad()
+    def per_image() -> Tensor:
+        """As in the evaluation scripts of the field: for each image a loop over samples in batches of 100."""
+        values = []
+        for x in images:
+            mean, log_var = encoder(x[None]).chunk(2, 1)
+            weights = []
+            for _ in range(samples // 100):
+                std = torch.exp(0.5 * log_var)
+                z = mean + std * torch.randn(100, 20)
+                logits = decoder(z)
+                nll = functional.binary_cross_entropy_with_logits(logits, x.expand(100, -1), reduction="none").sum(1)
+                log_q = Normal(mean, std, validate_args=False).log_prob(z).sum(1)
+                log_p = Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(1)
+                weights.append(log_p - log_q - nll)
+            values.append(torch.logsumexp(torch.cat(weights), 0) - math.log(samples))
+        return torch.stack(values)
+
+    def ours() -> Tensor:
+        return kldiv.estimate_log_likelihood(
+            images, posterior_of, decoder, kldiv.BernoulliNLL(), num_samples=samples
+        ).value
+
+    found = alternate({"ours": ours, "per image": per_image}, runs=3)
+    return [Row("per-image loop / estimate_log_likelihood", found["per image"] / found["ours"], 4.0, False)]
+
+
+def scaling(options: argparse.Namespace) -> list[Row]:
+    """From B to 16 B: the time over what the work grows to, 16 for the KL and 256 for the decomposition."""
+    loss = kldiv.GaussianKLLoss()
+    small, large = latents(1024, 256), latents(16384, 256)
+    found = alternate({"B": gradients(loss, small), "16 B": gradients(loss, large)}, runs=9)
+    rows = [Row("GaussianKLLoss, time from B to 16 B / 16", found["16 B"] / found["B"] / 16, 1.1, True)]
+    few, many = posterior_batch(256, 16), posterior_batch(4096, 16)
+    found = alternate(
+        {
+            "B": gradients(lambda *t: ours_decomposed(*t, 60_000), few),
+            "16 B": gradients(lambda *t: ours_decomposed(*t, 60_000), many),
+        },
+        runs=3,
+    )
+    return [*rows, Row("decompose_kl, time from B to 16 B / 256", found["16 B"] / found["B"] / 256, 1.1, True)]
+
+
+def cuda(options: argparse.Namespace) -> list[Row]:
+    """Of 2^26 elements: the bandwidth reached, as a part of a copy's; of 128 x 20: the one-liner's time."""
+    if not torch.cuda.is_available():
+        rows = [("KL of 2^26 elements, float32: bandwidth / a copy's", 0.85, False)]
+        rows += [("the same, bfloat16", 0.85, False), ("GaussianKLLoss 128 x 20 on CUDA / one-liner", 0.5, True)]
+        return [Row(name, None, reach, at_most, note="no CUDA device") for name, reach, at_most in rows]
+    loss, rows = kldiv.GaussianKLLoss(), []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = [torch.randn(2**13, 2**13, device="cuda", dtype=dtype).requires_grad_() for _ in range(2)]
+        targets = [torch.empty_like(t) for t in given]
+
+        def copy(given: list[Tensor] = given, targets: list[Tensor] = targets) -> None:
+            with torch.no_grad():
+                for target, source in zip(targets, given, strict=True):
+                    target.copy_(source)  # reads and writes what a KL with its gradients must
+
+        found = alternate({"ours": gradients(loss, given), "copy": copy}, runs=9, inner=5)
+        name = f"KL of 2^26 elements, {str(dtype).split('.')[1]}: bandwidth / a copy's"
+        rows.append(Row(name, found["copy"] / found["ours"], 0.85, False))
+    small = [t.detach().cuda().requires_grad_() for t in latents(128, 20)]
+    found = alternate({"ours": gradients(loss, small), "one-liner": gradients(one_liner, small)}, runs=30, inner=40)
+    return [*rows, Row("GaussianKLLoss 128 x 20 on CUDA / one-liner", found["ours"] / found["one-liner"], 0.5, True)]
+
+
+GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "gaussian": gaussian,
+    "categorical": categorical,
+    "mixture": mixture,
+    "decomposition": decomposition,
+    "log_likelihood": log_likelihood,
+    "scaling": scaling,
+    "cuda": cuda,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--threads", type=int, help="torch's own number where it is not given")
+    parser.add_argument("--json", help="file for the result")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = []
+    for name in options.only:
+        for row in GROUPS[name](options):
+            rows.append(row)
+            value = "" if row.value is None else f"{row.value:.2f}"
+            bound = f"{'at most' if row.at_most else 'at least'} {row.reach:g}"
+            print(f"{row.name:54}{value:>9}  {bound:14} {row.verdict:14} {row.note}", flush=True)
+    if options.json:
+        result = {
+            "rows": [{**row._asdict(), "verdict": row.verdict} for row in rows],
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
