@@ -1,12 +1,10 @@
 """KL terms of tensors, as a network emits them: means and log-variances, logits."""
 
-import torch
 from torch import Tensor, nn
 
 from kldiv.functional import kl_categorical, kl_normal
 from kldiv.kernels import fused, gaussian_kl
 from kldiv.reduction import check_reduction, reduce, sum_latent
-from kldiv.special import widen
 
 
 class GaussianKLLoss(nn.Module):
@@ -34,12 +32,9 @@ class GaussianKLLoss(nn.Module):
     def forward(
         self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
     ) -> Tensor:
-        standard = prior_mean is None and prior_log_var is None
-        if standard and self.reduction != "none" and mean.device.type == "cpu" and _is_batch(mean, log_var):
-            wide_mean, wide_log_var = widen(mean, log_var)
-            if wide_mean.dtype == torch.float32 and fused(wide_mean, wide_log_var):
-                scale = 1 / max(len(mean), 1) if self.reduction == "batchmean" else 1.0
-                return gaussian_kl(wide_mean, wide_log_var, scale)
+        total = prior_mean is None and prior_log_var is None and self.reduction != "none"
+        if total and mean.shape == log_var.shape and mean.ndim > 1 and fused(mean, log_var):
+            return gaussian_kl(mean, log_var, 1 / max(len(mean), 1) if self.reduction == "batchmean" else 1.0)
         return reduce(self.per_example(mean, log_var, prior_mean, prior_log_var), self.reduction)
 
     def per_example(
@@ -74,10 +69,6 @@ class GaussianKLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
-
-
-def _is_batch(mean: Tensor, log_var: Tensor) -> bool:
-    return mean.shape == log_var.shape and mean.ndim > 1
 
 
 class CategoricalKLLoss(nn.Module):

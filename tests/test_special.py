@@ -1,10 +1,11 @@
 import random
+import warnings
 
 import mpmath
 import pytest
 import torch
 
-from kldiv.special import bregman, exact_difference, expm1mx, kl_term, log_ratio, non_negative, widen, xmlog1p
+from kldiv.special import _Expm1mx, bregman, exact_difference, expm1mx, kl_term, log_ratio, non_negative, widen, xmlog1p
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-7), (torch.float64, 1e-15)])
@@ -124,3 +125,34 @@ def test_non_negative_leaves_the_gradient():
     assert value.tolist() == [0.0, 2.0, float("inf")]
     value[:2].sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_what_compilers_are_given_is_as_good():
+    """In float32, value and gradient, on either side of where the series ends and far beyond."""
+    u = torch.cat([torch.linspace(-3, 3, 6001), torch.tensor([1e-16, -1e-12, 1e-6, 80.0, -80.0, -1e30])])
+    u = u[u != 0].requires_grad_()
+    value = _Expm1mx.apply(u)
+    wide = u.detach().double()
+    torch.testing.assert_close(value.double(), expm1mx(wide), rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(value.sum(), u)
+    torch.testing.assert_close(gradient.double(), torch.expm1(wide), rtol=1e-6, atol=0)
+    assert _Expm1mx.apply(torch.tensor([torch.inf, -torch.inf, 100.0])).isinf().all()
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "hessian"])
+def test_compiled_function_transforms(transform):
+    def total(u):
+        return expm1mx(u).sum()
+
+    u = torch.tensor([-2.0, -0.1, 0.3, 2.0])
+    transformed, expected = {
+        "grad": (lambda u: torch.func.grad(total)(u), torch.expm1(u)),
+        "jvp": (lambda u: torch.func.jvp(total, (u,), (u,))[1], (u * torch.expm1(u)).sum()),
+        "vmap": (lambda u: torch.func.vmap(total)(u), expm1mx(u)),
+        "hessian": (lambda u: torch.func.hessian(total)(u), torch.diag(torch.exp(u))),
+    }[transform]
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(u), expected)
