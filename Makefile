@@ -1,5 +1,5 @@
 # make train [CONFIG=configs/digits.yaml] [DATA=folder] [ARGS="--trainer.max_epochs 3"]
-# make test | make lint
+# make test | make lint | make bench [ARGS="--only gaussian"]
 # Each target sets up what it needs in .venv, once, with a Python of 3.10 or newer: PYTHON=... names another.
 
 CONFIG ?= configs/digits.yaml
@@ -11,7 +11,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-core lint clean
+.PHONY: train test test-core lint bench clean
 
 train: $(VENV)/.examples
 	@$(BIN)/python -m examples.vae.train fit --config "$(CONFIG)" $(if $(DATA),--data.root "$(DATA)") $(ARGS)
@@ -27,6 +27,10 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# every speed that is promised, as ratios in one run
+bench: $(VENV)/.examples
+	@$(BIN)/python -m benchmarks.speed $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kldiv.schedules import Stepped
+from kldiv.special import keep_precision
 from kldiv.world import world_sum
 
 
@@ -28,7 +29,6 @@ class Controller(Stepped):
     """
 
     weight: Tensor
-    observed: Tensor
     target: float | nn.Module
 
     def __init__(
@@ -44,18 +44,22 @@ class Controller(Stepped):
         self.target, self.measures, self.lowest, self.highest = target, measures, lowest, highest
         self.start, self.group = start, group
         self.register_buffer("weight", torch.tensor(float(start)))
-        # sum and number of examples since the last step, which no checkpoint falls between
-        self.register_buffer("observed", torch.zeros(2), persistent=False)
+        # sum and number of examples since the last step, which no checkpoint falls between. No buffer: that of rank 0
+        # would be broadcast to the others before each forward pass
+        self.observed = torch.zeros(2)
 
     def forward(self) -> Tensor:
         self.use()
         return self.weight.clone()  # a step moves it in place, and the graph may be kept beyond
 
     @torch.no_grad()
-    def observe(self, reconstruction: Tensor, kl: Tensor) -> None:
-        """Notes the nats of a batch's examples, (N,) each, for the next step."""
+    def observe(self, reconstruction: Tensor, kl: Tensor, sample_weight: Tensor | None = None) -> None:
+        """Notes the nats of a batch's examples for the next step: (N,) each, times the weights if there are any."""
+        if torch._C._are_functorch_transforms_active():  # whose tensors do not outlive them
+            return
         values = (reconstruction if self.measures == "reconstruction" else kl).detach()
-        batch = torch.stack([values.sum(), values.new_full((), float(len(values)))])
+        count = values.new_full((), float(len(values))) if sample_weight is None else sample_weight.sum()
+        batch = torch.stack([values.sum(), count.to(values.dtype)])
         self.observed = self.observed + batch.to(self.observed)
 
     @torch.no_grad()
@@ -64,7 +68,7 @@ class Controller(Stepped):
         super().step(taken)
         total, count = world_sum(self.observed, self.group).unbind()
         self.observed = torch.zeros_like(self.observed)
-        mean = total / count.clamp(min=1)
+        mean = total / torch.where(count > 0, count, 1.0)
         moves = (count > 0) & mean.isfinite()
         moves = moves & (taken.to(moves.device) != 0 if isinstance(taken, Tensor) else bool(taken))
         target = self.target() if isinstance(self.target, nn.Module) else self.target
@@ -82,12 +86,9 @@ class Controller(Stepped):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Controller":
-        def at_least_as_precise(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new.to(torch.promote_types(new.dtype, tensor.dtype)) if tensor.is_floating_point() else new
-
-        # an integral in bfloat16 would stand still: a step's part of it rounds off
-        super()._apply(at_least_as_precise, recurse)  # type: ignore[no-untyped-call]
+        convert = keep_precision(fn)  # an integral in bfloat16 would stand still
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        self.observed = convert(self.observed)
         return self
 
     def extra_repr(self) -> str:

@@ -222,7 +222,10 @@ def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Dis
             half = value.dtype in (torch.float16, torch.bfloat16)
             wanted = dtype or (torch.float32 if half else value.dtype)
             if wanted != value.dtype:
-                wide[name] = converted.setdefault(id(value), value.to(wanted))
+                new_value = value.to(wanted)
+                # compiled code would be of this very tensor, and compile again for the next
+                compiling = torch.compiler.is_compiling()
+                wide[name] = new_value if compiling else converted.setdefault(id(value), new_value)
         elif isinstance(value, Distribution) and (inner := widened(value, dtype)) is not value:
             wide[name] = inner
     if not wide:

@@ -1,7 +1,8 @@
 """The evidence lower bound, composed of a likelihood term, a KL term, a transform and a weight."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +132,7 @@ class ELBOLoss(nn.Module):
         """
         masked = () if target_mask is None else (target_mask,)
         reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
-        values, kls = [], []
+        values, kls, latent_masks = [], [], []
         for group in latent_groups(posterior, prior=prior, sample=sample, latent_mask=latent_mask):
             value, kl = self._kl_values(**group)
             if value.shape[0] != reconstruction.shape[0]:
@@ -141,21 +142,18 @@ class ELBOLoss(nn.Module):
                 )
             values.append(value)
             kls.append(sum_latent(kl))
-        if sample_weight is None:
-            shaped = self._shaped(values)
-        else:
-            reconstruction = weighted(reconstruction, sample_weight)
-            kls = [weighted(kl, sample_weight) for kl in kls]
-            # a statistic of the batch is one of the weighted examples
-            if self.transform is not None and is_of_batch(self.transform):
-                shaped = self._shaped([weighted(value, sample_weight) for value in values])
-            else:
-                shaped = weighted(self._shaped(values), sample_weight)
+            latent_masks.append(group["latent_mask"])
+        weigh = None if sample_weight is None else functools.partial(weighted, sample_weight=sample_weight)
+        if weigh is not None:
+            reconstruction, kls = weigh(reconstruction), [weigh(kl) for kl in kls]
+        shaped = self._shaped(values, latent_masks, weigh)
         kl = sum(kls[1:], kls[0])
         if isinstance(self.weight, nn.Module):
             weight: Tensor = self.weight()
+            if weight.shape != ():
+                raise ValueError(f"{type(self.weight).__name__} gives a weight of shape {tuple(weight.shape)}, not ()")
             if self.training and isinstance(self.weight, Controller):
-                self.weight.observe(reconstruction, kl)
+                self.weight.observe(reconstruction, kl, sample_weight)
         else:
             weight = torch.full((), self.weight, dtype=kl.dtype, device=kl.device)
         loss, negative_elbo, reconstruction, kl = (
@@ -166,9 +164,21 @@ class ELBOLoss(nn.Module):
         terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (kl,)
         return terms
 
-    def _shaped(self, values: list[Tensor]) -> Tensor:
+    def _shaped(
+        self, values: list[Tensor], masks: list[Tensor | None], weigh: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
         """What the transform makes of the KL of each example, (N,)."""
-        shaped = values if self.transform is None else apply_to_groups(self.transform, values)
+        if self.transform is None:
+            shaped = values if weigh is None else [weigh(value) for value in values]
+        else:
+            shaped = apply_to_groups(self.transform, values, weigh)
+            if len(shaped) == len(values):
+                # what is masked costs no free bits either; of a batch's mean, what is masked in all of it
+                of_batch = is_of_batch(self.transform)
+                for k, (value, mask) in enumerate(zip(values, masks, strict=True)):
+                    if mask is not None and shaped[k].shape == value.shape:
+                        none = (mask == 0).expand(value.shape)
+                        shaped[k] = shaped[k].masked_fill(none.all(0) if of_batch else none, 0)
         each = [sum_latent(value) for value in shaped]
         return sum(each[1:], each[0])
 
@@ -192,6 +202,12 @@ class ELBOLoss(nn.Module):
             raise ValueError(
                 f"latent_mask {tuple(latent_mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
                 f"{type(prior).__name__} does not factorise over them. For whole examples write sample_weight="
+            )
+        whole = factorise(posterior)
+        if whole is not None and values.shape != whole.batch_shape:
+            raise ValueError(
+                f"latent_mask {tuple(latent_mask.shape)} masks latent dimensions, and {type(self.kl).__name__} gives "
+                f"no KL of one dimension, but {tuple(values.shape)}. For whole examples write sample_weight="
             )
         if check_broadcast(kl=values.shape, latent_mask=latent_mask.shape) != values.shape:
             raise ValueError(

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kldiv.categorical_kernel import categorical_kl
+from kldiv.kernels import fused
 from kldiv.special import broadcast, exact_difference, expm1mx, standardise, widen
+
+_LARGE = 2**14
+"""Numbers from which on categories are taken by blocks: of fewer the plain formula costs no more."""
 
 
 def kl_normal(
@@ -117,6 +122,12 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
             f"{tuple(logits_q.shape)} {logits_q.shape[dim]}: they must be the same"
         )
     a, b = broadcast(*widen(logits_p, logits_q))
+    if a.numel() >= _LARGE and fused(a, b):
+        return categorical_kl(a.movedim(dim, -1), b.movedim(dim, -1), _kl_categorical)
+    return _kl_categorical(a, b, dim)
+
+
+def _kl_categorical(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
     dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
     none_p, none_q = a == -torch.inf, b == -torch.inf
     some = ~(none_p | none_q)

@@ -13,6 +13,7 @@ from kldiv.distributions import standard_prior
 from kldiv.divergence import parameter_dtype
 from kldiv.double import in_wide, log_prob
 from kldiv.elbo import ELBOTerms, check_likelihood, latent_groups, weighted
+from kldiv.functional import check_broadcast
 from kldiv.losses import check_distributions, check_example_dimension, check_sample_gradient, matched
 from kldiv.monte_carlo import check_measures
 from kldiv.reduction import check_reduction, reduce
@@ -157,7 +158,9 @@ class ImportanceWeightedELBOLoss(nn.Module):
         bound = _log_mean_exp(log_weights)
         if torch.is_grad_enabled() and log_weights.requires_grad and self.gradient != "pathwise":
             surrogate = _double_surrogate(parts, log_weights) if self.gradient == "dreg" else parts.landing()[0]
-            bound = bound.detach() + torch.where(bound.isfinite(), surrogate - surrogate.detach(), 0.0)
+            # at an infinite surrogate the difference would be NaN
+            usable = bound.isfinite() & surrogate.isfinite()
+            bound = bound.detach() + torch.where(usable, surrogate - surrogate.detach(), 0.0)
         kls = [(log_q - log_p).mean(0) for log_q, log_p in zip(parts.log_posterior, parts.log_prior, strict=True)]
         terms = [-bound, -parts.log_likelihood.mean(0), sum(kls[1:], kls[0]), *kls]
         terms = [term.to(parts.dtype) for term in terms]
@@ -211,6 +214,8 @@ class ImportanceWeightedELBOLoss(nn.Module):
         outputs = [output] if isinstance(output, Tensor) else output
         k = outputs[0].shape[0]
         flat = [each.flatten(0, 1) for each in outputs]
+        if mask is not None and check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
+            raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
         repeated = [target] if mask is None else [target, mask.expand(target.shape)]
         return (
             flat[0] if isinstance(output, Tensor) else flat,
@@ -283,7 +288,8 @@ def _double_surrogate(parts: _Parts, log_weights: Tensor) -> Tensor:
     landing = parts.landing()
     normalised = torch.softmax(log_weights.detach(), 0)
     normalised = torch.where(normalised.isnan(), 0.0, normalised)  # all weights 0
-    surrogate = (normalised * landing).sum(0)
+    # 0 times the logarithm of a weight of 0 is to be 0, in the gradient too
+    surrogate = (normalised * torch.where(normalised > 0, landing, 0.0)).sum(0)
     samples = [sample for sample in parts.samples if sample.requires_grad]
     if not samples:
         return surrogate
@@ -301,6 +307,7 @@ def _double_surrogate(parts: _Parts, log_weights: Tensor) -> Tensor:
     for sample, one, other in zip(samples, through_decoder, rest, strict=True):
         gradient = other if one is None else one + other
         scale = (normalised.square() - normalised).view(*normalised.shape, *[1] * (sample.ndim - 2))
+        gradient = torch.where(scale != 0, gradient, 0.0)
         surrogate = surrogate + _per_sample(scale * gradient * sample).sum(0)
     return surrogate
 

@@ -128,7 +128,8 @@ def log_mixtures(
 def _log_mixtures_plain(
     sample: Tensor, mean: Tensor, log_var: Tensor, first: int, log_weights: tuple[float, float, float]
 ) -> tuple[Tensor, Tensor]:
-    distance = standardise(sample[:, None] - mean, log_var)
+    # held where its square is still finite: 0 times it is to be 0
+    distance = standardise(sample[:, None] - mean, log_var).clamp(-1e18, 1e18)
     crossed = -0.5 * (math.log(2 * math.pi) + log_var + distance * distance)
     weights = weight_matrix(sample, len(mean), first, log_weights)
     # a weight enters once, after the sum over dimensions

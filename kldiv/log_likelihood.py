@@ -139,6 +139,7 @@ def estimate_log_likelihood(
 
 def _device_of(encoder: object) -> torch.device | None:
     """Where a module is; ``None`` of anything else, or of one without tensors."""
+    encoder = getattr(encoder, "__self__", encoder)  # of a model's method
     if not isinstance(encoder, nn.Module):
         return None
     tensor = next(encoder.parameters(), next(encoder.buffers(), None))
@@ -147,6 +148,7 @@ def _device_of(encoder: object) -> torch.device | None:
 
 @contextlib.contextmanager
 def _in_eval_mode(module: object) -> Iterator[None]:
+    module = getattr(module, "__self__", module)
     if not isinstance(module, nn.Module):
         yield
         return

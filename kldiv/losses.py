@@ -229,19 +229,37 @@ class BalancedKLLoss(KLTerm):
         super().__init__(reduction)
         if not 0 <= prior_weight <= 1:
             raise ValueError(f"prior_weight={prior_weight} is not in [0, 1]")
+        if not (kl is None or isinstance(kl, KLTerm)):
+            raise TypeError(
+                f"kl is a {type(kl).__name__}, which is not called with distributions: pass kldiv.ExactKLLoss() or "
+                "another kldiv.KLTerm"
+            )
         self.prior_weight, self.kl = prior_weight, ExactKLLoss() if kl is None else kl
 
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
+        return self.unreduced_with_kl(posterior, prior, sample)[0]
+
+    def per_dimension(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        with torch.no_grad():
+            self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())  # where there is one
+        return super().per_dimension(posterior, prior, sample)
+
+    def unreduced_with_kl(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         check_distributions(posterior, prior)
         prior = standard_prior(posterior, like=sample) if prior is None else prior
         fixed = None if sample is None else sample.detach()
         of_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed)
-        of_posterior: Tensor = self.kl.unreduced(posterior, detached(prior), sample)
+        of_posterior, kl = self.kl.unreduced_with_kl(posterior, detached(prior), sample)
         # b + w (a - b) is b to the last digit where the two are one number, and NaN where that is infinite
         balanced = torch.lerp(of_posterior, of_prior, self.prior_weight)
-        return torch.where(balanced.isnan(), of_posterior + of_prior, balanced)
+        balanced = torch.where(balanced.isnan(), of_posterior + of_prior, balanced)
+        return balanced, balanced if kl is of_posterior else kl
 
     def extra_repr(self) -> str:
         return f"prior_weight={self.prior_weight}, {super().extra_repr()}"

@@ -1,7 +1,7 @@
 """Likelihood terms as modules: decoder output and target to nats."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 from kldiv.exact.continuous_bernoulli import log_sinc
 from kldiv.functional import check_broadcast
 from kldiv.reduction import check_reduction, reduce, sum_latent
-from kldiv.special import standardise, widen
+from kldiv.special import keep_precision, standardise, widen
 from kldiv.world import world_sum
 
 Output = Tensor | Sequence[Tensor]
@@ -222,6 +222,8 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         self.momentum, self.min_log_var, self.group = momentum, min_log_var, group
         self.register_buffer("variance", torch.full((), torch.nan))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        self._has_tracked = False  # known without asking the device
+        self.register_load_state_dict_post_hook(_note_what_was_tracked)  # type: ignore[no-untyped-call]
 
     def per_example(self, output: Output, target: Tensor, mask: Tensor | None = None) -> Tensor:
         (mean,), target, missing = self.prepared(output, target, mask)
@@ -249,14 +251,16 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         total, count = world_sum(torch.stack([squares.sum(), count]), self.group).unbind()
         variance = (total / count.clamp(min=1)).clamp(min=math.exp(self.min_log_var))
         with torch.no_grad():
-            self.batches += 1
-            moved = torch.clamp(1 / self.batches.to(variance.dtype), min=self.momentum)
+            usable = (count > 0) & variance.isfinite()  # not of a batch that overflowed, nor of padding alone
+            self.batches += usable
+            moved = torch.clamp(1 / self.batches.clamp(min=1).to(variance.dtype), min=self.momentum)
             before = torch.where(self.batches == 1, variance, self.variance.to(variance.dtype))
-            self.variance.copy_(before + moved * (variance - before))
+            self.variance.copy_(torch.where(usable, before + moved * (variance - before), self.variance))
+            self._has_tracked = True
         return variance
 
     def _tracked(self) -> Tensor:
-        if not torch.compiler.is_compiling() and self.variance.isnan():
+        if not (torch.compiler.is_compiling() or self._has_tracked):
             raise RuntimeError("OptimalGaussianNLL has seen no batch in training mode, and has no variance yet")
         return self.variance
 
@@ -265,8 +269,16 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         values = 0.5 * (torch.log(2 * math.pi * variance) + (target - mean).square() / variance)
         return sum_latent(values if missing is None else values.masked_fill(missing, 0))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OptimalGaussianNLL":
+        super()._apply(keep_precision(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}, min_log_var={self.min_log_var}, {super().extra_repr()}"
+
+
+def _note_what_was_tracked(term: OptimalGaussianNLL, _: object) -> None:
+    term._has_tracked = int(term.batches) > 0
 
 
 class LaplaceNLL(LocationScaleNLL):

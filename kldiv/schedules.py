@@ -17,7 +17,7 @@ class Stepped(nn.Module):
     Called without arguments: the value now, a tensor of shape (). :meth:`step` counts one step, in a buffer that
     ``state_dict`` saves. A subclass computes :meth:`forward` and calls :meth:`use` there.
 
-    Warns: UserWarning: used in training and never stepped: after a hundred uses, or when training mode ends.
+    Warns: UserWarning: used in training and never stepped: after a hundred uses, or ten where training mode ends.
     """
 
     steps_taken: Tensor
@@ -42,7 +42,7 @@ class Stepped(nn.Module):
             self._warn()
 
     def train(self, mode: bool = True) -> "Stepped":
-        if self.training and not mode and not self.is_stepped and 0 < self._unstepped_uses < 100:
+        if self.training and not mode and not self.is_stepped and 10 <= self._unstepped_uses < 100:
             self._warn()
         super().train(mode)
         return self
@@ -230,38 +230,43 @@ def step_schedules(module: nn.Module, taken: Tensor | int = 1) -> None:
             part.step(taken)
 
 
-_attached: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, RemovableHandle]] = WeakKeyDictionary()
+# of each optimiser, which attachment steps a schedule: the last one, should two hold it
+_stepped_by: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, object]] = WeakKeyDictionary()
 
 
-def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> RemovableHandle:
+def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = None) -> RemovableHandle:
     """Has every schedule and controller in ``elbo`` count each step of ``optimizer`` from now on.
 
     The one line that makes schedules right under gradient accumulation, validation and skipped steps, in a plain loop
     and in Lightning's ``configure_optimizers`` (there ``total_steps=self.trainer.estimated_stepping_batches``). Not to
-    be combined with calls of ``elbo.step()``. Attached again to the same optimiser, it still counts once.
+    be combined with calls of ``elbo.step()``. Attached again to the same optimiser, by itself or in another module, it
+    still counts once; attached to two optimisers, the steps of both.
 
     Args:
         elbo: an :class:`kldiv.ELBOLoss`, or any module with schedules in it.
         optimizer: the optimiser whose steps count.
-        total_steps: the steps of the whole run, for schedules given as a fraction of it.
+        total_steps: the steps of the whole run, for schedules given as a fraction of it; infinite is not known.
     Returns: a handle; its ``remove()`` ends the counting.
     Raises: ValueError: ``total_steps`` below 1.
     """
+    if total_steps is not None and math.isinf(total_steps):  # Lightning's, of a run without an end
+        total_steps = None
     if total_steps is not None and total_steps < 1:
         raise ValueError(f"total_steps={total_steps}: a run has at least one step")
+    owners, attachment = _stepped_by.setdefault(optimizer, WeakKeyDictionary()), object()
     for part in elbo.modules():
         if isinstance(part, Stepped):
             part.is_stepped = True
+            owners[part] = attachment
         if isinstance(part, Schedule) and total_steps is not None:
             part.total_steps = int(total_steps)
-    handles = _attached.setdefault(optimizer, WeakKeyDictionary())
-    if elbo in handles:
-        handles[elbo].remove()
 
     def count(optimizer: Optimizer, *_: Any) -> None:
         # a fused optimiser under a gradient scaler skips a step inside its kernel, and has this flag while it does
         skipped = getattr(optimizer, "found_inf", None)
-        step_schedules(elbo, 1 if skipped is None else (skipped == 0).long().squeeze())
+        taken = 1 if skipped is None else (skipped == 0).long().squeeze()
+        for part in elbo.modules():
+            if isinstance(part, Stepped) and owners.setdefault(part, attachment) is attachment:
+                part.step(taken)
 
-    handles[elbo] = optimizer.register_step_post_hook(count)
-    return handles[elbo]
+    return optimizer.register_step_post_hook(count)

@@ -222,6 +222,19 @@ def widen(*values: Tensor | float) -> tuple[Tensor, ...]:
     )
 
 
+def keep_precision(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion that leaves floating tensors as precise as they were: sums to which little is added."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return convert(tensor)
+        # what it does to another tensor says where to; the numbers themselves are not rounded on the way
+        like = convert(torch.empty_like(tensor))
+        return tensor.to(like.device, torch.promote_types(like.dtype, tensor.dtype))
+
+    return converted
+
+
 def _taylor(terms: int) -> tuple[float, ...]:
     coefficients, factorial = [], 1.0
     for k in range(2, terms + 2):

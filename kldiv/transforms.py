@@ -5,6 +5,7 @@ eval mode, and it is expanded over N. What is summed over latent dimensions has 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,18 +114,36 @@ class Capacity(nn.Module):
         return f"gain={self.gain}" if isinstance(self.nats, nn.Module) else f"nats={self.nats}, gain={self.gain}"
 
 
-def apply_to_groups(transform: nn.Module, groups: list[Tensor]) -> list[Tensor]:
+def apply_to_groups(
+    transform: nn.Module, groups: list[Tensor], weigh: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
     r"""The transform on the KL of each latent group, (N, \*latent) each; on all together where it is to join them.
 
-    A ``nn.Sequential`` is applied part by part.
+    A ``nn.Sequential`` is applied part by part. ``weigh`` puts in the weights of the examples: before the first
+    statistic of the batch, which is one of the weighted examples, and after all else.
+
+    Raises: ValueError: a part that does not keep the examples; the message holds both shapes.
     """
-    if isinstance(transform, nn.Sequential):
-        for part in transform:
-            groups = apply_to_groups(part, groups)
-        return groups
-    if getattr(transform, "joins_groups", False) and len(groups) > 1:
-        groups = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in groups], 1)]
-    return [transform(kl) for kl in groups]
+    for part in _parts(transform):
+        if weigh is not None and is_of_batch(part):
+            groups, weigh = [weigh(kl) for kl in groups], None
+        if getattr(part, "joins_groups", False) and len(groups) > 1:
+            groups = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in groups], 1)]
+        shaped = [part(kl) for kl in groups]
+        for kl, result in zip(groups, shaped, strict=True):
+            if result.shape[:1] != kl.shape[:1]:
+                raise ValueError(
+                    f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a "
+                    "transform maps (N, ...) to (N, ...): expand a statistic of the batch over N"
+                )
+        groups = shaped
+    return groups if weigh is None else [weigh(kl) for kl in groups]
+
+
+def _parts(transform: nn.Module) -> list[nn.Module]:
+    if not isinstance(transform, nn.Sequential):
+        return [transform]
+    return [part for each in transform for part in _parts(each)]
 
 
 def is_of_batch(transform: nn.Module) -> bool:

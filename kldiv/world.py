@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.autograd import Function
 
 
 def world_size(group: Any = None) -> int:
@@ -29,10 +30,23 @@ def world_sum(value: Tensor, group: Any = None) -> Tensor:
     """
     if world_size(group) == 1:
         return value
-    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-    total: Tensor = all_reduce(value, group=dist.group.WORLD if group is None else group)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(value, group)
     return total
+
+
+class _Sum(Function):
+    """Sums forward, and in the backward what the processes ask of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return _Sum.apply(upstream, ctx.group), None
 
 
 def world_mean(values: Tensor, group: Any = None) -> Tensor:

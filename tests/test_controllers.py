@@ -160,6 +160,26 @@ class TestInsideAnELBO:
         assert make().double().weight.dtype == torch.float64
         assert controller.half().observed.dtype == torch.float32
 
+    def test_padding_is_no_measurement(self, make):
+        plain, padded = (ELBOLoss(BernoulliNLL(), weight=make()).double() for _ in range(2))
+        logits, x, mean, log_var = batch(0)
+        plain(logits[:2], x[:2], DiagonalNormal(mean[:2], log_var[:2]))
+        weight = torch.tensor([1.0, 1.0, 0, 0, 0, 0]).double()
+        padded(logits, x, DiagonalNormal(mean, log_var), sample_weight=weight)
+        plain.step()
+        padded.step()
+        assert padded.weight().item() == pytest.approx(plain.weight().item(), rel=1e-12)
+
+    def test_function_transforms_leave_nothing_behind(self, make):
+        elbo = ELBOLoss(BernoulliNLL(), weight=make()).double()
+        logits, x, mean, log_var = batch(0)
+        torch.func.grad(lambda m: elbo(logits, x, DiagonalNormal(m, log_var, validate_args=False)).loss)(mean)
+        elbo.step()
+        assert elbo.weight().item() == make()().item()
+
+    def test_what_is_observed_is_no_buffer_that_ranks_would_be_given(self, make):
+        assert not any("observed" in name for name, _ in make().named_buffers())
+
     def test_compiles_whole(self, make):
         elbo = ELBOLoss(BernoulliNLL(), weight=make())
         eager = copy.deepcopy(elbo)

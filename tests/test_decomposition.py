@@ -359,3 +359,13 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
         for one, two, whole in zip(found[0][k][1], found[1][k][1], gradients, strict=True):
             parts = torch.tensor(one + two, dtype=torch.float64) / 2
             torch.testing.assert_close(parts, torch.tensor(whole, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_one_collapsed_posterior_leaves_the_others_their_gradients():
+    torch.manual_seed(0)
+    mean = torch.zeros(4, 2, requires_grad=True)
+    log_var = torch.tensor([[-200.0, 0.0], *[[0.0, 0.0]] * 3], requires_grad=True)
+    posterior = DiagonalNormal(mean, log_var)
+    TotalCorrelationKLLoss(100)(posterior).backward()
+    assert mean.grad[1:].isfinite().all()
+    assert log_var.grad[1:].isfinite().all()

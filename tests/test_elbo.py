@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import kldiv
 from kldiv import (
     BernoulliNLL,
     DiagonalNormal,
@@ -292,3 +293,35 @@ def test_a_learned_prior_asks_for_the_monte_carlo_term():
     torch.testing.assert_close(terms.kl, (posterior.log_prob(z) - prior().log_prob(z)).mean())
     terms.loss.backward()
     assert prior.mean.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("kl", [MonteCarloKLLoss(), ExactKLLoss()], ids=["monte carlo", "exact"])
+def test_a_compiled_elbo_takes_new_posteriors_without_compiling_again(kl):
+    torch.compiler.reset()
+    compiled = torch.compile(ELBOLoss(BernoulliNLL(), kl), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            mean = torch.zeros(4, 2).requires_grad_() * 1
+            posterior = DiagonalNormal(mean, torch.zeros(4, 2), validate_args=False)
+            sample = posterior.rsample()
+            compiled(torch.zeros(4, 8), torch.ones(4, 8), posterior, sample=sample).loss.backward()
+
+
+def test_what_would_broadcast_on_the_quiet_raises(batch):
+    output, target, posterior = batch
+
+    class Weight(torch.nn.Module):
+        def forward(self):
+            return torch.ones(4, 1)
+
+    class Total(torch.nn.Module):
+        def forward(self, kl):
+            return kl.sum()
+
+    with pytest.raises(ValueError, match=r"Weight gives a weight of shape \(4, 1\)"):
+        ELBOLoss(BernoulliNLL(), weight=Weight())(output, target, posterior)
+    with pytest.raises(ValueError, match=r"Total makes \(\) of a KL of shape \(4, 3\)"):
+        ELBOLoss(BernoulliNLL(), transform=Total())(output, target, posterior)
+    elbo = ELBOLoss(BernoulliNLL(), kldiv.TotalCorrelationKLLoss(100))
+    with pytest.raises(ValueError, match="TotalCorrelationKLLoss gives no KL of one dimension"):
+        elbo(output, target, posterior, latent_mask=torch.ones(4, 3))

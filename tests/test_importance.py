@@ -384,3 +384,23 @@ class TestImportanceWeightedELBOLoss:
 
     def test_repr_shows_every_option(self):
         assert "gradient='dreg', reduction='none'" in repr(bound("dreg"))
+
+    def test_a_weight_of_zero_among_others_leaves_dreg_its_value_and_gradient(self):
+        torch.manual_seed(0)
+        mean = torch.zeros(3, 1, requires_grad=True)
+        posterior = DiagonalNormal(mean, torch.zeros(3, 1))
+        sample = posterior.rsample((8,))
+        prior = Uniform(torch.tensor(-0.5), 0.5, validate_args=False)  # some samples are impossible
+        target = torch.ones(3, 1)
+        losses = [bound(g)(sample, target, posterior, prior, sample=sample).loss for g in ("pathwise", "dreg")]
+        assert losses[0].isfinite().all()
+        torch.testing.assert_close(losses[1], losses[0])
+        (gradient,) = torch.autograd.grad(losses[1].sum(), mean)
+        assert gradient.isfinite().all()
+        assert gradient.abs().min() > 0
+
+    def test_a_mask_of_another_shape(self):
+        posterior = DiagonalNormal(torch.zeros(3, 2), torch.zeros(3, 2))
+        sample = posterior.rsample((4,))
+        with pytest.raises(ValueError, match=r"mask \(5,\)"):
+            bound()(sample, torch.zeros(3, 2), posterior, sample=sample, target_mask=torch.ones(5))

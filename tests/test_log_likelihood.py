@@ -140,3 +140,21 @@ def test_bad_arguments():
         stream_log_likelihood(lambda k: torch.zeros(k), 500, chunk_size=0)
     with pytest.raises(TypeError, match="likelihood term"):
         estimate_log_likelihood(torch.zeros(3, 1), Encoder(), Decoder(), nn.MSELoss())
+
+
+def test_a_models_methods_put_the_model_in_eval_mode():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.5))
+
+        def encode(self, x):
+            assert not self.training
+            return DiagonalNormal(self.scale * x, torch.zeros_like(x))
+
+        def decode(self, z):
+            return z
+
+    model = Model()
+    estimate_log_likelihood(torch.zeros(3, 1), model.encode, model.decode, GaussianNLL(), num_samples=10)
+    assert model.training

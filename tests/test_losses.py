@@ -18,9 +18,11 @@ from kldiv import (
     DiagonalNormal,
     ELBOLoss,
     ExactKLLoss,
+    GaussianKLLoss,
     KLTerm,
     MixturePrior,
     MonteCarloKLLoss,
+    TotalCorrelationKLLoss,
 )
 from kldiv.exact import CLOSED_FORMS
 from kldiv.functional import kl_normal
@@ -411,3 +413,14 @@ class TestBalancedKLLoss:
         torch.testing.assert_close(found, expected)
         with torch._dynamo.config.patch(error_on_recompile=True):
             compiled(*(leaf.detach().clone().requires_grad_() for leaf in leaves))
+
+    def test_a_term_that_weighs_its_parts_keeps_its_kl(self):
+        _, posterior, prior = self.pair()
+        sample = posterior.rsample()
+        term = BalancedKLLoss(0.5, TotalCorrelationKLLoss(100, total_correlation=6.0))
+        terms = ELBOLoss(BernoulliNLL(), term)(torch.zeros(4, 8), torch.ones(4, 8), posterior, prior, sample=sample)
+        torch.testing.assert_close(terms.kl, MonteCarloKLLoss()(posterior, prior, sample))
+        with pytest.raises(ValueError, match="no KL of one dimension"):
+            term.per_dimension(posterior, prior, sample)
+        with pytest.raises(TypeError, match="GaussianKLLoss, which is not called with distributions"):
+            BalancedKLLoss(kl=GaussianKLLoss())

@@ -236,3 +236,31 @@ def test_missing_elements_count_nothing_though_they_are_nan(term):
     assert output.grad.isfinite().all()
     with pytest.raises(ValueError, match=r"mask \(2, 4, 3\)"):
         term(output, target, mask=torch.ones(2, 4, 3))
+
+
+class TestTheTrackedVariance:
+    def tracked(self, *batches, dtype=torch.float32, mask=None):
+        term = OptimalGaussianNLL().to(dtype)
+        for values in batches:
+            x = torch.as_tensor(values, dtype=dtype).expand(4, 2)
+            term(torch.zeros_like(x), x, mask)
+        return term
+
+    def test_a_batch_that_overflows_or_is_padding_alone_leaves_it(self):
+        term = self.tracked(2.0, float("inf"), 2.0)
+        assert term.variance.item() == pytest.approx(4.0)
+        assert term.batches.item() == 2
+        term(torch.zeros(4, 2), torch.ones(4, 2), torch.zeros(4, 2))
+        term(torch.zeros(0, 2), torch.ones(0, 2))
+        assert term.variance.item() == pytest.approx(4.0)
+        term.eval()(torch.zeros(4, 2), torch.ones(4, 2))
+
+    def test_it_is_tracked_in_single_precision(self):
+        term = self.tracked(*[2.0] * 120, *[2.3] * 400, dtype=torch.bfloat16)
+        assert term.variance.dtype == torch.float32
+        assert term.variance.item() == pytest.approx(5.29, rel=0.02)
+
+    def test_what_was_loaded_is_known(self):
+        loaded = OptimalGaussianNLL().eval()
+        loaded.load_state_dict(self.tracked(2.0).state_dict())
+        assert loaded(torch.zeros(4, 2), torch.zeros(4, 2)).isfinite()

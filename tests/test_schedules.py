@@ -146,3 +146,21 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count(fused):
         scaler.step(optimizer)
         scaler.update()
         assert warmup.steps_taken.item() == counted
+
+
+def test_a_schedule_that_two_attachments_hold_counts_once():
+    optimizer, warmup = torch.optim.SGD([nn.Parameter(torch.zeros(1))]), LinearWarmup(steps=10)
+    elbos = [ELBOLoss(BernoulliNLL(), weight=warmup) for _ in range(2)]
+    handles = [attach(module, optimizer) for module in (*elbos, nn.ModuleList(elbos))]
+    optimizer.step()
+    assert warmup.steps_taken.item() == 1
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert warmup.steps_taken.item() == 1
+
+
+def test_a_run_without_an_end_needs_no_total():
+    warmup = LinearWarmup(steps=10)
+    attach(warmup, torch.optim.SGD([nn.Parameter(torch.zeros(1))]), total_steps=math.inf)
+    assert warmup().item() == 0.0

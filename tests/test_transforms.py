@@ -155,3 +155,27 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
         # DDP averages the gradients of shared parameters: each process's part, halved
         parts = torch.tensor(found[0][k][1] + found[1][k][1], dtype=torch.float64) / 2
         torch.testing.assert_close(parts, gradient, rtol=0, atol=1e-12)
+
+
+def nats_of(transform, **options):
+    """What the transform makes of four examples with 2 nats in each of three latents."""
+    posterior = DiagonalNormal(torch.full((4, 3), 2.0), torch.zeros(4, 3))
+    terms = ELBOLoss(BernoulliNLL(), transform=transform, reduction="sum")(
+        torch.zeros(4, 8), torch.rand(4, 8), posterior, **options
+    )
+    return (terms.loss - terms.reconstruction).item()
+
+
+def test_weights_go_in_before_the_first_batch_statistic_and_no_earlier():
+    chain = nn.Sequential(FreeBits(3.0, batch_mean=False), Capacity(1.0, 1.0))
+    # two examples of 9 nats over N = 4 are 4.5, and padding has no free bits
+    assert nats_of(chain, sample_weight=torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(4 * 3.5)
+    nested = nn.Sequential(nn.Sequential(*chain[:1]), chain[1])
+    assert nats_of(nested, sample_weight=torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(4 * 3.5)
+
+
+@pytest.mark.parametrize("batch_mean", [False, True])
+def test_masked_latents_cost_no_free_bits(batch_mean):
+    mask = torch.tensor([True, False, False])
+    assert nats_of(FreeBits(0.5, batch_mean=batch_mean), latent_mask=mask) == pytest.approx(4 * 2)
+    assert nats_of(FreeBits(2.5, batch_mean=batch_mean), latent_mask=mask) == pytest.approx(4 * 2.5)

@@ -1,0 +1,95 @@
+"""The KL of categories from logits, by blocks of rows: no tensor of their size but the two gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+Plain = Callable[[Tensor, Tensor], Tensor]
+
+_BLOCK = 2**17
+"""Numbers in a block, of which four are held in ``float64``."""
+
+
+def categorical_kl(logits_p: Tensor, logits_q: Tensor, plain: Plain) -> Tensor:
+    """D_KL(softmax(logits_p) || softmax(logits_q)) along the last dimension, in nats, with its bounds of accuracy.
+
+    Args:
+        logits_p, logits_q: of one shape, in ``float32``.
+        plain: the formula for the rest: a block with zero probabilities, or whose exponentials leave ``float64``; and
+            for a second derivative.
+    Returns: the shape without its last dimension.
+    """
+    categories = logits_p.shape[-1]
+    rows: Tensor = _CategoricalKL.apply(logits_p.reshape(-1, categories), logits_q.reshape(-1, categories), plain)
+    return rows.view(logits_p.shape[:-1])
+
+
+class _CategoricalKL(Function):
+    """Both passes go through the blocks, the second with what the first has found of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor, plain: Plain) -> Tensor:
+        rows = [_Rows(p[block], q[block], plain) for block in _blocks(p)]
+        ctx.save_for_backward(p, q)
+        ctx.rows, ctx.plain = rows, plain
+        return torch.cat([block.value for block in rows]).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        p, q = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            with torch.enable_grad():
+                return *torch.autograd.grad(ctx.plain(p, q), (p, q), upstream, create_graph=True), None
+        to_p, to_q = torch.empty_like(p), torch.empty_like(q)
+        for block, rows in zip(_blocks(p), ctx.rows, strict=True):
+            rows.gradients(p[block], q[block], upstream[block, None], to_p[block], to_q[block])
+        return to_p, to_q, None
+
+
+class _Rows:
+    """Of a block: the value, and for the backward the normaliser of p and the mean of the differences of logits."""
+
+    def __init__(self, p: Tensor, q: Tensor, plain: Plain) -> None:
+        self.plain = plain
+        wide = p.double()
+        self.peak = wide.amax(1, keepdim=True)
+        difference = q.double().sub_(wide)
+        weights = wide.sub_(self.peak).exp_()
+        self.sum = weights.sum(1, keepdim=True)
+        self.mean = _dot(weights, difference).div_(self.sum)
+        excess = difference.sub_(self.mean)  # now centred
+        spread = _dot(weights, torch.expm1(excess).sub_(excess)).div_(self.sum)
+        smallest, largest = (bound.item() for bound in torch.aminmax(spread)) if len(spread) else (1.0, 1.0)
+        if smallest < 1e-17:  # e^u - 1 - u cancels in float64 too
+            series = _dot(weights, excess.square() * (0.5 + excess / 6)).div_(self.sum)
+            spread = torch.where(spread < 1e-17, series, spread)
+        # infinite or NaN: a probability of 0, or an exponential out of range
+        self.is_plain = not (smallest >= -1e-12 and largest < 1e300)
+        self.value = plain(p, q).double() if self.is_plain else torch.log1p(spread).squeeze(1)
+
+    def gradients(self, p: Tensor, q: Tensor, upstream: Tensor, to_p: Tensor, to_q: Tensor) -> None:
+        if self.is_plain:
+            with torch.enable_grad():
+                given = p.detach().requires_grad_(), q.detach().requires_grad_()
+                found = torch.autograd.grad(self.plain(*given), given, upstream.squeeze(1))
+            to_p.copy_(found[0])
+            to_q.copy_(found[1])
+            return
+        wide = p.double()
+        excess = q.double().sub_(wide).sub_(self.mean)
+        weights = wide.sub_(self.peak).exp_().mul_(upstream / self.sum)
+        to_p.copy_(weights * excess).neg_()
+        to_q.copy_(excess.sub_(self.value[:, None]).expm1_().mul_(weights))
+
+
+def _dot(weights: Tensor, values: Tensor) -> Tensor:
+    products: Tensor = torch.linalg.vecdot(weights, values, dim=1)
+    return products[:, None]
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    height = max(1, _BLOCK // max(logits.shape[1], 1))
+    return [slice(start, start + height) for start in range(0, len(logits), height)] or [slice(0, 0)]

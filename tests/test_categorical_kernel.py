@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+
+from kldiv import categorical_kernel, functional
+from kldiv.categorical_kernel import categorical_kl
+from kldiv.functional import _kl_categorical, kl_categorical
+
+
+@pytest.fixture(params=[1, 24, 2**17], autouse=True)
+def block(request, monkeypatch):
+    monkeypatch.setattr(categorical_kernel, "_BLOCK", request.param)
+
+
+def pair(perturbation, shift=0.0, shape=(7, 8), spread=3.0):
+    generator = torch.Generator().manual_seed(0)
+    p = spread * torch.randn(shape, generator=generator)
+    q = p + perturbation * torch.randn(shape, generator=generator) + shift
+    return p.requires_grad_(), q.requires_grad_()
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, -100.0])
+@pytest.mark.parametrize("perturbation", [1e-3, 0.1, 3.0, 60.0])
+def test_against_the_plain_formula_in_double_precision(perturbation, shift):
+    given = pair(perturbation, shift)
+    wide = [t.detach().double().requires_grad_() for t in given]
+    found, expected = categorical_kl(*given, _kl_categorical), _kl_categorical(*wide)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    upstream = torch.linspace(-1, 2, 7)
+    for one, other in zip(
+        torch.autograd.grad(found, given, upstream, retain_graph=True),
+        torch.autograd.grad(expected, wide, upstream.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-7 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("perturbation", [1e-11, 1e-9, 1e-8, 1e-7, 1e-6])
+def test_very_close_logits_near_zero(perturbation):
+    given = pair(perturbation, spread=1e-6)
+    wide = [t.detach().double() for t in given]
+    torch.testing.assert_close(
+        categorical_kl(*given, _kl_categorical).double(), _kl_categorical(*wide), rtol=1e-6, atol=0
+    )
+
+
+def test_zero_probabilities_saturation_and_infinity():
+    p = torch.tensor([[0.0, -math.inf, 1.0], [0.0, 0.0, 0.0], [0.0, 900.0, -900.0], [0.0, 1.0, 2.0], [math.nan, 0, 0]])
+    q = torch.tensor([[0.0, 1.0, -math.inf], [0.0, -math.inf, 0.0], [500.0, -900.0, 900.0], [0.0, 1.0, 2.0], [0, 0, 0]])
+    for rows in (slice(0, 5), slice(0, 1), slice(2, 4)):
+        given = [t[rows].clone().requires_grad_() for t in (p, q)]
+        plain = [t[rows].clone().requires_grad_() for t in (p, q)]
+        found, expected = categorical_kl(*given, _kl_categorical), _kl_categorical(*plain)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        finite = found.isfinite()
+        for one, other in zip(
+            torch.autograd.grad(found[finite].sum(), given),
+            torch.autograd.grad(expected[finite].sum(), plain),
+            strict=True,
+        ):
+            torch.testing.assert_close(one[finite], other[finite], rtol=1e-6, atol=1e-7)
+
+
+def test_twice_differentiable_and_a_graph_that_is_kept():
+    given = pair(1.0, shape=(2, 3))
+    found, expected = (
+        torch.autograd.functional.hessian(f, given)
+        for f in (lambda p, q: categorical_kl(p, q, _kl_categorical).sum(), lambda p, q: _kl_categorical(p, q).sum())
+    )
+    torch.testing.assert_close(found, expected)
+    value = categorical_kl(*given, _kl_categorical).sum()
+    first = torch.autograd.grad(value, given, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(value, given), first)
+
+
+def test_the_function_is_the_same_wherever_it_is_computed(monkeypatch):
+    p, q = pair(1.0, shape=(3, 5, 4))
+    expected = {dim: kl_categorical(p, q, dim) for dim in (-1, 0, 1)}
+    monkeypatch.setattr(functional, "_LARGE", 0)
+    for dim, value in expected.items():
+        found = kl_categorical(p, q, dim)
+        assert "ViewBackward" in type(found.grad_fn).__name__
+        torch.testing.assert_close(found, value)
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), (p, q)), torch.autograd.grad(value.sum(), (p, q)))
+    torch.testing.assert_close(kl_categorical(p, q[0]), _kl_categorical(p, q[0].expand_as(p)))
+    torch.testing.assert_close(torch.func.vmap(kl_categorical)(p, q), kl_categorical(p, q))
+    assert kl_categorical(p[:0], q[:0]).shape == (0, 5)
