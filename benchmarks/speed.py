@@ -7,6 +7,9 @@ Rows of a GPU are left out where there is none.
 import argparse
 import json
 import math
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -197,6 +200,20 @@ def log_likelihood(options: argparse.Namespace) -> list[Row]:
     return [Row("per-image loop / estimate_log_likelihood", found["per image"] / found["ours"], 4.0, False)]
 
 
+def epoch(options: argparse.Namespace) -> list[Row]:
+    """Of configs/mnist.yaml with logging and progress bar, and of the plain loop, in a process of their own."""
+    rows = [("trainer epoch / plain loop in memory", 1.1), ("the same with compile: true", 1.0)]
+    if options.data is None:
+        return [Row(name, None, reach, True, note="no --data FOLDER with MNIST/raw in it") for name, reach in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.epoch", "--json", f"{folder}/epoch.json"]
+        subprocess.run([*command, "--", "--data.root", options.data], check=True, stdout=subprocess.DEVNULL)
+        result = json.loads(Path(folder, "epoch.json").read_text())
+    note = f"plain loop {result['seconds_plain_loop']:.1f} s"
+    rest = Row(rows[1][0], None, rows[1][1], True, note="the trainer has no such option yet")
+    return [Row(rows[0][0], result["ratio"], rows[0][1], True, note=note), rest]
+
+
 def scaling(options: argparse.Namespace) -> list[Row]:
     """From B to 16 B: the time over what the work grows to, 16 for the KL and 256 for the decomposition."""
     loss = kldiv.GaussianKLLoss()
@@ -245,6 +262,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "decomposition": decomposition,
     "log_likelihood": log_likelihood,
     "scaling": scaling,
+    "epoch": epoch,
     "cuda": cuda,
 }
 
@@ -253,6 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--threads", type=int, help="torch's own number where it is not given")
+    parser.add_argument("--data", help="folder with MNIST/raw in it, for the training epoch")
     parser.add_argument("--json", help="file for the result")
     options = parser.parse_args()
     if options.threads:

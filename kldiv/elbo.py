@@ -123,7 +123,8 @@ class ELBOLoss(nn.Module):
                 normal, uniform categories.
             sample: the latent sample the decoder consumed, which a Monte Carlo term uses instead of its own; for groups
                 a sequence.
-            sample_weight: (N,), multiplies every term of an example.
+            sample_weight: (N,), multiplies every term of an example; at 0 it counts nothing (its KL and its likelihood
+                must be finite, for the gradient's sake).
             target_mask: broadcasts to the target; elements at 0 or False count nothing.
             latent_mask: broadcasts to (N, \*latent), for pairs that factorise; latents at 0 or False count nothing
                 (their KL must be finite, for the gradient's sake). For groups a sequence.
