@@ -187,8 +187,8 @@ class RateDistortion(Metric):
 
     ``update(terms, count=None, sample_weight=None)`` takes what :class:`kldiv.ELBOLoss` gives: terms per example, with
     weights (N,), 0 for padding, which counts nothing even where it is NaN; or their means over a batch, and how many
-    examples it has (sums, of ``reduction="sum"``, cannot be told from means). ``compute()``: a dictionary of ``"rate"``, ``"distortion"`` and ``"negative_elbo"``, each of shape
-    (); NaN before the first example.
+    examples it has. (Sums, of ``reduction="sum"``, cannot be told from means.) ``compute()``: a dictionary of
+    ``"rate"``, ``"distortion"`` and ``"negative_elbo"``, each of shape (); NaN before the first example.
 
     Source: Alemi et al. 2018, "Fixing a Broken ELBO", where the distortion is D and the rate R.
 
