@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.measure import processor
+from benchmarks.measure import machine
 from examples.vae.data import TensorBatches
 from examples.vae.recording import EpochClock, MetricsCSV
 from examples.vae.train import make_cli
@@ -101,9 +101,7 @@ def main() -> None:
             "epochs": options.epochs,
             "config": options.config,
             "device": str(cli.trainer.strategy.root_device),
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **machine(),
         }
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nseconds a training epoch, median of {options.epochs}: trainer {ours:.2f}, plain loop {plain:.2f}")

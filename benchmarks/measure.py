@@ -59,6 +59,11 @@ def gradients(loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Step:
     return lambda: torch.autograd.grad(loss(*inputs), inputs)
 
 
+def machine() -> dict[str, object]:
+    """What a result file says of where it was measured."""
+    return {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
 def processor() -> str:
     """The machine's name for its processor."""
     if torch.cuda.is_available():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from benchmarks.measure import peak_bytes, processor
+from benchmarks.measure import machine, peak_bytes, processor
 from kldiv import DiagonalNormal, DiagonalNormalMixture
 
 Parameters = tuple[Tensor, Tensor, Tensor]
@@ -132,9 +132,7 @@ def main() -> None:
             "memory_ratio": peak["torch"] / peak["kldiv"],
             "largest_absolute_error": errors,
             "device": device.type,
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **machine(),
         }
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
 

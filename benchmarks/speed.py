@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import kldiv
 from benchmarks import mixture_prior
-from benchmarks.measure import alternate, gradients, peak_bytes, processor
+from benchmarks.measure import alternate, gradients, machine, peak_bytes, processor
 
 
 class Row(NamedTuple):
@@ -287,9 +287,7 @@ def main() -> None:
     if options.json:
         result = {
             "rows": [{**row._asdict(), "verdict": row.verdict} for row in rows],
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **machine(),
         }
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
 

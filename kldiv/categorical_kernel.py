@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from kldiv.kernels import gradients_again
+
 Plain = Callable[[Tensor, Tensor], Tensor]
 
 _BLOCK = 2**17
@@ -41,11 +43,15 @@ class _CategoricalKL(Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         p, q = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            with torch.enable_grad():
-                return *torch.autograd.grad(ctx.plain(p, q), (p, q), upstream, create_graph=True), None
-        to_p, to_q = torch.empty_like(p), torch.empty_like(q)
+            return *gradients_again(ctx, ctx.plain(p, q), upstream), None
+        to_p, to_q = (
+            torch.empty_like(t) if wanted else None for t, wanted in zip((p, q), ctx.needs_input_grad, strict=False)
+        )
         for block, rows in zip(_blocks(p), ctx.rows, strict=True):
-            rows.gradients(p[block], q[block], upstream[block, None], to_p[block], to_q[block])
+            found = rows.gradients(p[block], q[block], upstream[block, None])
+            for target, gradient in zip((to_p, to_q), found, strict=True):
+                if target is not None:
+                    target[block] = gradient
         return to_p, to_q, None
 
 
@@ -70,19 +76,17 @@ class _Rows:
         self.is_plain = not (smallest >= -1e-12 and largest < 1e300)
         self.value = plain(p, q).double() if self.is_plain else torch.log1p(spread).squeeze(1)
 
-    def gradients(self, p: Tensor, q: Tensor, upstream: Tensor, to_p: Tensor, to_q: Tensor) -> None:
+    def gradients(self, p: Tensor, q: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
         if self.is_plain:
             with torch.enable_grad():
                 given = p.detach().requires_grad_(), q.detach().requires_grad_()
-                found = torch.autograd.grad(self.plain(*given), given, upstream.squeeze(1))
-            to_p.copy_(found[0])
-            to_q.copy_(found[1])
-            return
+                to_p, to_q = torch.autograd.grad(self.plain(*given), given, upstream.squeeze(1))
+            return to_p, to_q
         wide = p.double()
         excess = q.double().sub_(wide).sub_(self.mean)
         weights = wide.sub_(self.peak).exp_().mul_(upstream / self.sum)
-        to_p.copy_(weights * excess).neg_()
-        to_q.copy_(excess.sub_(self.value[:, None]).expm1_().mul_(weights))
+        to_p = (weights * excess).neg_()
+        return to_p, excess.sub_(self.value[:, None]).expm1_().mul_(weights)
 
 
 def _dot(weights: Tensor, values: Tensor) -> Tensor:

@@ -87,9 +87,9 @@ def decompose_kl(
         )
     dtype = torch.promote_types(parameter_dtype(q), parameter_dtype(p))
     dtype = torch.promote_types(dtype, torch.promote_types(sample.dtype, torch.float32))
-    normal = _as_normal(q)
-    q, p = in_wide(q, p) if normal is None else (q, in_wide(p, p)[0])
-    sample = sample.to(dtype if normal is not None else torch.promote_types(dtype, parameter_dtype(q)))
+    is_normal = type(q) in (DiagonalNormal, Normal)
+    q, p = (q, in_wide(p, p)[0]) if is_normal else in_wide(q, p)
+    sample = sample.to(dtype if is_normal else torch.promote_types(dtype, parameter_dtype(q)))
     everyone = _gathered(q, group) if all_processes else q
     rows, batch = q.batch_shape[0], everyone.batch_shape[0]
     if dataset_size < batch:
@@ -101,10 +101,8 @@ def decompose_kl(
 
     of_prior = sum_latent(log_prob(p, sample))
     conditional = sum_latent(log_prob(q, sample))
-    if normal is not None:
-        parameters = _as_normal(everyone)
-        assert parameters is not None
-        z, mean, log_var = (_flat(t.to(sample.dtype)) for t in (sample, *parameters))
+    if is_normal:
+        z, mean, log_var = (_flat(t.to(sample.dtype)) for t in (sample, *_mean_and_log_var(everyone)))
         aggregate, marginals = log_mixtures(z, mean, log_var, first, log_weights)
     else:
         crossed = log_prob(everyone, sample[:, None])  # ln q(z_id|x_j), (rows, batch, *latent)
@@ -232,15 +230,12 @@ def _flat(values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else values[:, None]
 
 
-def _as_normal(q: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and log-variance of a normal distribution, ``None`` of another."""
-    if type(q) is DiagonalNormal:
+def _mean_and_log_var(q: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(q, DiagonalNormal):
         mean, log_var = widen(q.mean, q.log_var)
         return mean, log_var
-    if type(q) is Normal:
-        mean, scale = widen(q.loc, q.scale)
-        return mean, 2 * torch.log(scale)
-    return None
+    mean, scale = widen(q.loc, q.scale)
+    return mean, 2 * torch.log(scale)
 
 
 def _gathered(q: Distribution, group: Any) -> Distribution:

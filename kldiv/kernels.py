@@ -1,8 +1,8 @@
 """Fused forms behind the plain formulas: what stays in cache, and what is computed again instead of kept.
 
 Each has a plain twin, to which it is tested, and which is taken where this one cannot be: under ``torch.compile``,
-which fuses by itself, and under function transforms and forward-mode differentiation. :func:`fused` is where that is
-decided.
+which fuses by itself, and under function transforms and forward-mode differentiation. :func:`in_eager` is where
+that is decided.
 """
 
 import math
@@ -22,14 +22,25 @@ _BLOCK = 2**19
 
 
 def fused(*tensors: Tensor) -> bool:
-    """Whether an autograd function of ours may stand in for the plain formula: for ``float32`` on a CPU, in eager."""
+    """Whether an autograd function that looks at numbers may stand in for the plain formula: ``float32`` on a CPU."""
+    return all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in tensors) and in_eager()
+
+
+def in_eager() -> bool:
+    """Whether nothing traces or transforms what is computed here."""
     return (
-        all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
     )
+
+
+def gradients_again(ctx: Any, values: Any, upstream: Any) -> list[Tensor | None]:
+    """The gradients of what was saved, differentiable in their turn: those that are wanted, ``None`` for the others."""
+    wanted = [t if needed else None for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
+    found = iter(torch.autograd.grad(values, [t for t in wanted if t is not None], upstream, create_graph=True))
+    return [None if t is None else next(found) for t in wanted]
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
@@ -119,7 +130,7 @@ def log_mixtures(
         log_weights: ln W at the example itself, at the one after it, and elsewhere.
     Returns: two tensors (rows,).
     """
-    if fused(sample, mean, log_var) and sample.shape[0] * mean.numel() >= _BLOCK:
+    if in_eager() and sample.shape[0] * mean.numel() >= _BLOCK:
         joint, marginals = _LogMixtures.apply(sample, mean, log_var, first, log_weights)
         return joint, marginals
     return _log_mixtures_plain(sample, mean, log_var, first, log_weights)
@@ -178,20 +189,18 @@ class _LogMixtures(Function):
             blocks.weigh(total, start)
             joint[start:stop] = torch.logsumexp(total, 1)
             total.sub_(joint[start:stop, None]).exp_()
-        ctx.save_for_backward(sample, mean, log_var, softmax, marginals)
+        ctx.save_for_backward(sample, mean, log_var)
+        ctx.softmax, ctx.marginals = softmax, marginals
         ctx.first, ctx.log_weights = first, log_weights
         return joint + log_weights[2], marginals.sum(0) + dims * log_weights[2]
 
     @staticmethod
     def backward(ctx: Any, of_joint: Tensor, of_marginals: Tensor) -> tuple[Tensor | None, ...]:
-        sample, mean, log_var, softmax, marginals = ctx.saved_tensors
+        sample, mean, log_var = ctx.saved_tensors
+        softmax, marginals = ctx.softmax, ctx.marginals
         if torch.is_grad_enabled():  # to be differentiated again
-            with torch.enable_grad():
-                values = _log_mixtures_plain(sample, mean, log_var, ctx.first, ctx.log_weights)
-                gradients = torch.autograd.grad(
-                    values, (sample, mean, log_var), (of_joint, of_marginals), create_graph=True
-                )
-            return *gradients, None, None
+            values = _log_mixtures_plain(sample, mean, log_var, ctx.first, ctx.log_weights)
+            return *gradients_again(ctx, values, (of_joint, of_marginals)), None, None
         blocks = _Blocks(sample, mean, log_var, ctx.first, ctx.log_weights)
         to_sample = torch.empty_like(blocks.sample)
         to_mean, to_log_var = torch.zeros_like(blocks.mean), torch.zeros_like(blocks.mean)

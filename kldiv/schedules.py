@@ -223,11 +223,11 @@ class CyclicalWarmup(Schedule):
         return f"{super().extra_repr()}, cycles={self.cycles}, rise={self.rise}, start={self.start}, end={self.end}"
 
 
-def step_schedules(module: nn.Module, taken: Tensor | int = 1) -> None:
-    """One optimiser step for every schedule and controller in the module; none where ``taken`` is 0."""
+def step_schedules(module: nn.Module) -> None:
+    """One optimiser step for every schedule and controller in the module."""
     for part in module.modules():
         if isinstance(part, Stepped):
-            part.step(taken)
+            part.step()
 
 
 # of each optimiser, which attachment steps a schedule: the last one, should two hold it

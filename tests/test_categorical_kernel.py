@@ -86,3 +86,14 @@ def test_the_function_is_the_same_wherever_it_is_computed(monkeypatch):
     torch.testing.assert_close(kl_categorical(p, q[0]), _kl_categorical(p, q[0].expand_as(p)))
     torch.testing.assert_close(torch.func.vmap(kl_categorical)(p, q), kl_categorical(p, q))
     assert kl_categorical(p[:0], q[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_where_one_alone_wants_a_gradient(wanted):
+    given = [t.detach() for t in pair(1.0)]
+    given[wanted].requires_grad_()
+    found, expected = categorical_kl(*given, _kl_categorical).sum(), _kl_categorical(*given).sum()
+    (first,), (plain) = (torch.autograd.grad(v, given[wanted], create_graph=True) for v in (found, expected))
+    torch.testing.assert_close(first, plain[0])
+    second = [torch.autograd.grad(g.square().sum(), given[wanted])[0] for g in (first, plain[0])]
+    torch.testing.assert_close(*second)

@@ -22,7 +22,6 @@ def batch_of(rows, batch, dims, first, dtype=torch.float64):
 @pytest.fixture(params=[1, 64, 10**9], ids=["row by row", "blocks", "at once"])
 def block(request, monkeypatch):
     monkeypatch.setattr(kernels, "_BLOCK", request.param)
-    monkeypatch.setattr(kernels, "fused", lambda *tensors: True)
     apply = kernels._LogMixtures.apply
     return lambda *given: apply(*given)
 
@@ -107,6 +106,15 @@ class TestLogMixtures:
         assert torch.autograd.gradcheck(lambda *t: block(*t, 1, WEIGHTS[0]), given)
         assert torch.autograd.gradgradcheck(lambda *t: block(*t, 1, WEIGHTS[0]), given)
 
+    @pytest.mark.parametrize("wanted", [0, 1, 2])
+    def test_where_one_alone_wants_a_gradient(self, block, wanted):
+        given = [t.detach() for t in batch_of(3, 4, 2, 1)]
+        given[wanted].requires_grad_()
+        values = [f(*given, 1, WEIGHTS[0]) for f in (block, _log_mixtures_plain)]
+        gradients = [torch.autograd.grad(sum(v).sum(), given[wanted], create_graph=True)[0] for v in values]
+        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(*(torch.autograd.grad(g.square().sum(), given[wanted])[0] for g in gradients))
+
     @pytest.mark.parametrize("log_var", [-300.0, -100.0, 60.0])
     def test_extreme_posteriors(self, block, log_var):
         mean = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -124,9 +132,10 @@ class TestLogMixtures:
             assert (one - exact).abs().max() <= 2 * (other - exact).abs().max() + 1e-6
 
 
-def test_large_batches_take_the_blocks_and_nothing_of_their_size_is_held():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_batches_take_the_blocks_and_nothing_of_their_size_is_held(dtype):
     torch.manual_seed(0)
-    mean, log_var = torch.randn(2, 512, 16)
+    mean, log_var = torch.randn(2, 512, 16, dtype=dtype)
     posterior = DiagonalNormal(mean.requires_grad_(), log_var.requires_grad_())
     sample = posterior.rsample()
     parts = decompose_kl(sample, posterior, dataset_size=5000)

@@ -8,6 +8,7 @@ from torch import Tensor
 import kldiv
 from examples.vae.data import TensorBatches
 from examples.vae.model import VAE
+from kldiv.metrics import ActiveUnits, KLPerDimension, RateDistortion
 
 ACTIVE = 0.01
 """A latent is active if the variance of its posterior mean exceeds it (Burda, Grosse & Salakhutdinov 2016, 5.3)."""
@@ -38,12 +39,16 @@ def evaluate(model: VAE, images: Tensor, *, importance_samples: int = 100, batch
     training = model.training
     model.eval()
     model._seed_noise("evaluation")
-    terms, means, kls = [], [], []
+    # of this process alone: the others do not evaluate
+    active_units = ActiveUnits(ACTIVE, sync_on_compute=False)
+    kl_per_dimension, curve = KLPerDimension(sync_on_compute=False), RateDistortion(sync_on_compute=False)
+    for metric in (active_units, kl_per_dimension, curve):
+        metric.to(images.device)
     for batch in TensorBatches(images, images, batch_size):
         posterior = model.encoder(batch.image)
-        terms.append(torch.stack(model(batch.image)[1:4]) * batch.count)
-        means.append(posterior.mean)
-        kls.append(kldiv.ExactKLLoss().per_dimension(posterior))
+        active_units.update(posterior)
+        kl_per_dimension.update(posterior)
+        curve.update(model.bound(posterior, batch.image), count=batch.count)
     likelihood = kldiv.estimate_log_likelihood(
         images,
         model.encoder,
@@ -54,13 +59,13 @@ def evaluate(model: VAE, images: Tensor, *, importance_samples: int = 100, batch
         max_rows=batch_size,
     )
     model.train(training)
-    negative_elbo, reconstruction, kl = (torch.stack(terms).sum(0) / len(images)).tolist()
+    means = curve.compute()
     return Evaluation(
-        negative_elbo,
-        reconstruction,
-        kl,
+        means["negative_elbo"].item(),
+        means["distortion"].item(),
+        means["rate"].item(),
         likelihood.value.mean().item(),
         likelihood.standard_error.square().sum().sqrt().item() / len(images),
-        int((torch.cat(means).var(0) > ACTIVE).sum()),
-        torch.cat(kls).mean(0).cpu(),
+        int(active_units.compute()),
+        kl_per_dimension.compute().reshape(-1).float().cpu(),
     )
