@@ -11,7 +11,7 @@ from kldiv.copies import converted, is_ours
 from kldiv.distributions import DiagonalNormal, factorise, standard_prior
 from kldiv.divergence import parameter_dtype
 from kldiv.double import has_pathwise_gradient, in_wide, log_prob
-from kldiv.kernels import log_mixtures, weight_matrix
+from kldiv.kernels.log_mixtures import log_mixtures, weight_matrix
 from kldiv.losses import KLTerm, check_distributions, check_example_dimension, check_sample_gradient, matched
 from kldiv.reduction import sum_latent
 from kldiv.special import widen

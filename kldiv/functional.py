@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kldiv.categorical_kernel import categorical_kl
 from kldiv.kernels import fused
+from kldiv.kernels.categorical import categorical_kl
 from kldiv.special import broadcast, exact_difference, expm1mx, standardise, widen
 
 _LARGE = 2**14

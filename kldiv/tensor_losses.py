@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from kldiv.functional import kl_categorical, kl_normal
-from kldiv.kernels import fused, gaussian_kl
+from kldiv.kernels import fused
+from kldiv.kernels.gaussian import gaussian_kl
 from kldiv.reduction import check_reduction, reduce, sum_latent
 
 

@@ -3,14 +3,15 @@ import math
 import pytest
 import torch
 
-from kldiv import categorical_kernel, functional
-from kldiv.categorical_kernel import categorical_kl
+from kldiv import functional
 from kldiv.functional import _kl_categorical, kl_categorical
+from kldiv.kernels import categorical as kernel
+from kldiv.kernels.categorical import categorical_kl
 
 
 @pytest.fixture(params=[1, 24, 2**17], autouse=True)
 def block(request, monkeypatch):
-    monkeypatch.setattr(categorical_kernel, "_BLOCK", request.param)
+    monkeypatch.setattr(kernel, "_BLOCK", request.param)
 
 
 def pair(perturbation, shift=0.0, shape=(7, 8), spread=3.0):

@@ -1,0 +1,34 @@
+"""Fused forms behind the plain formulas: what stays in cache, and what is computed again instead of kept.
+
+Each has a plain twin, to which it is tested, and which is taken where this one cannot be: under ``torch.compile``,
+which fuses by itself, and under function transforms and forward-mode differentiation. :func:`in_eager` is where
+that is decided.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def fused(*tensors: Tensor) -> bool:
+    """Whether an autograd function that looks at numbers may stand in for the plain formula: ``float32`` on a CPU."""
+    return all(tensor.dtype == torch.float32 and tensor.is_cpu for tensor in tensors) and in_eager()
+
+
+def in_eager() -> bool:
+    """Whether nothing traces or transforms what is computed here."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+    )
+
+
+def gradients_again(ctx: Any, values: Any, upstream: Any) -> list[Tensor | None]:
+    """The gradients of what was saved, differentiable in their turn: those that are wanted, ``None`` for the others."""
+    wanted = [t if needed else None for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
+    found = iter(torch.autograd.grad(values, [t for t in wanted if t is not None], upstream, create_graph=True))
+    return [None if t is None else next(found) for t in wanted]
