@@ -134,6 +134,7 @@ class ELBOLoss(nn.Module):
         masked = () if target_mask is None else (target_mask,)
         reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
         values, kls, latent_masks = [], [], []
+        is_kl = self.transform is None
         for group in latent_groups(posterior, prior=prior, sample=sample, latent_mask=latent_mask):
             value, kl = self._kl_values(**group)
             if value.shape[0] != reconstruction.shape[0]:
@@ -143,12 +144,13 @@ class ELBOLoss(nn.Module):
                 )
             values.append(value)
             kls.append(sum_latent(kl))
+            is_kl = is_kl and value is kl
             latent_masks.append(group["latent_mask"])
         weigh = None if sample_weight is None else functools.partial(weighted, sample_weight=sample_weight)
         if weigh is not None:
             reconstruction, kls = weigh(reconstruction), [weigh(kl) for kl in kls]
-        shaped = self._shaped(values, latent_masks, weigh)
         kl = sum(kls[1:], kls[0])
+        shaped = kl if is_kl else self._shaped(values, latent_masks, weigh)
         if isinstance(self.weight, nn.Module):
             weight: Tensor = self.weight()
             if weight.shape != ():
@@ -157,12 +159,13 @@ class ELBOLoss(nn.Module):
                 self.weight.observe(reconstruction, kl, sample_weight)
         else:
             weight = torch.full((), self.weight, dtype=kl.dtype, device=kl.device)
-        loss, negative_elbo, reconstruction, kl = (
-            reduce(term, self.reduction)
-            for term in (reconstruction + weight * shaped, reconstruction + kl, reconstruction, kl)
+        of_bound = reduce(kl, self.reduction)
+        of_loss = of_bound if shaped is kl else reduce(shaped, self.reduction)
+        reconstruction = reduce(reconstruction, self.reduction)
+        terms = ELBOTerms(
+            reconstruction + weight * of_loss, reconstruction + of_bound, reconstruction, of_bound, weight
         )
-        terms = ELBOTerms(loss, negative_elbo, reconstruction, kl, weight)
-        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (kl,)
+        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (of_bound,)
         return terms
 
     def _shaped(

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from kldiv.kernels import fused
 from kldiv.kernels.categorical import categorical_kl
+from kldiv.kernels.gaussian import normal_kl
 from kldiv.special import broadcast, exact_difference, expm1mx, standardise, widen
 
 _LARGE = 2**14
@@ -40,19 +41,25 @@ def kl_normal(
     check_broadcast(**{name: value.shape for name, value in given.items() if isinstance(value, Tensor)})
     names = [name for name, value in given.items() if value is not None]
     wide = dict(zip(names, widen(*(value for value in given.values() if value is not None)), strict=True))
+    if fused(*wide.values()):
+        wide = dict(zip(names, broadcast(*wide.values()), strict=True))
+        return normal_kl(wide["mean_p"], wide["log_var_p"], wide.get("mean_q"), wide.get("log_var_q"), _kl_normal)
+    return _kl_normal(**wide)
 
-    mean, log_var = wide["mean_p"], wide["log_var_p"]
-    if "mean_q" in wide:
-        mean = mean - wide["mean_q"]
-    if "log_var_q" in wide:
-        ratio, error = exact_difference(log_var, wide["log_var_q"])
+
+def _kl_normal(
+    mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor | None = None, log_var_q: Tensor | None = None
+) -> Tensor:
+    mean = mean_p if mean_q is None else mean_p - mean_q
+    if log_var_q is not None:
+        ratio, error = exact_difference(log_var_p, log_var_q)
         # one step of Taylor's series; the clamp keeps 0 * inf away where the first term is infinite already
         top = 88.72 if ratio.dtype == torch.float32 else 709.7
         # for what expm1mx has at infinity too, where an error of the size of the log-variances could outgrow it
         spread = expm1mx(ratio) + torch.where(ratio < top, error * torch.expm1(ratio.clamp(max=top)), 0.0)
-        distance = standardise(mean, wide["log_var_q"])
+        distance = standardise(mean, log_var_q)
     else:
-        spread, distance = expm1mx(log_var), mean
+        spread, distance = expm1mx(log_var_p), mean
     return 0.5 * (spread + distance * distance)
 
 

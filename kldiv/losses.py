@@ -8,11 +8,11 @@ from torch.distributions import Distribution
 
 from kldiv.adaptive import parameters_of
 from kldiv.copies import detached
-from kldiv.distributions import factorise, standard_prior, with_event_dims
+from kldiv.distributions import DiagonalNormal, factorise, standard_prior, with_event_dims
 from kldiv.divergence import is_registered_by_user, kl_divergence, parameter_dtype
 from kldiv.double import has_pathwise_gradient, in_wide
 from kldiv.estimators import check_scramble
-from kldiv.functional import check_broadcast
+from kldiv.functional import check_broadcast, kl_normal
 from kldiv.monte_carlo import average, check_measures, check_options
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.samplers import Draws, GivenDraws
@@ -101,8 +101,10 @@ class ExactKLLoss(KLTerm):
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
         check_distributions(posterior, prior)
-        prior = standard_prior(posterior) if prior is None else prior
         check_example_dimension(posterior)
+        if prior is None and type(posterior) is DiagonalNormal:
+            return kl_normal(posterior.mean, posterior.log_var)  # nothing of the standard normal has to be made
+        prior = standard_prior(posterior) if prior is None else prior
         if not is_registered_by_user(posterior, prior):
             posterior, prior = matched(posterior, prior)
         try:

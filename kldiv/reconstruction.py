@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from kldiv.exact.continuous_bernoulli import log_sinc
 from kldiv.functional import check_broadcast
+from kldiv.kernels import fused
+from kldiv.kernels.bernoulli import bernoulli_nll
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.special import keep_precision, standardise, widen
 from kldiv.world import world_sum
@@ -63,8 +65,13 @@ class NegativeLogLikelihood(nn.Module):
         Raises: ValueError: output and target of unequal shape; a mask that does not broadcast to them.
         """
         parameters, target, missing = self.prepared(output, target, mask)
-        values = self.per_element(parameters, target)
-        return sum_latent(values if missing is None else values.masked_fill(missing, 0))
+        if missing is None:
+            return self.per_example_of(parameters, target)
+        return sum_latent(self.per_element(parameters, target).masked_fill(missing, 0))
+
+    def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        """Nats of each example, (N,), nothing of it missing: for a subclass that has them by a shorter way."""
+        return sum_latent(self.per_element(parameters, target))
 
     def prepared(
         self, output: Output, target: Tensor, mask: Tensor | None
@@ -111,8 +118,18 @@ class BernoulliNLL(NegativeLogLikelihood):
 
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         (logits,) = parameters
-        # torch's binary_cross_entropy_with_logits is (1 - t) l - ln sigmoid(l), which cancels for l << 0
-        return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
+        return _bernoulli_nll(logits, target)
+
+    def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        (logits,) = parameters
+        if target.ndim > 1 and fused(logits, target):
+            return bernoulli_nll(logits, target, _bernoulli_nll)
+        return super().per_example_of(parameters, target)
+
+
+def _bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+    # torch's binary_cross_entropy_with_logits is (1 - t) l - ln sigmoid(l), which cancels for l << 0
+    return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
 
 
 class LocationScaleNLL(NegativeLogLikelihood):

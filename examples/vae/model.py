@@ -96,9 +96,9 @@ class VAE(LightningModule):
     def bound(self, posterior: Distribution, image: Tensor, weight: Tensor | None = None) -> kldiv.ELBOTerms:
         """The same, of a posterior that is there already."""
         sample = posterior.rsample()
-        prior, reused = self.prior_of(posterior), self.reused(sample)
+        prior = None if self.prior is None else self.prior()
         terms: kldiv.ELBOTerms = self.elbo(
-            self.decoder(sample), image, posterior, prior, sample=reused, sample_weight=weight
+            self.decoder(sample), image, posterior, prior, sample=self.reused(sample), sample_weight=weight
         )
         return terms
 

@@ -5,6 +5,7 @@ which fuses by itself, and under function transforms and forward-mode differenti
 that is decided.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -25,6 +26,33 @@ def in_eager() -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
     )
+
+
+def blocks_of_rows(values: Tensor, numbers: int) -> list[Any]:
+    """Indices of the blocks of a tensor's rows that hold about so many numbers each; all of it at once where it may."""
+    if values.numel() <= numbers or not values.ndim:
+        return [...]
+    height = max(1, numbers * len(values) // values.numel())
+    return [slice(start, start + height) for start in range(0, len(values), height)]
+
+
+def workspace(like: Tensor, count: int) -> list[Tensor]:
+    """So many contiguous tensors of that shape on a CPU, in memory that this thread's next call uses again.
+
+    Memory that is new at each call costs as much as an exponential of what is put there.
+    """
+    if _reused.flat.dtype != like.dtype or _reused.flat.numel() < count * like.numel():
+        _reused.flat = torch.empty(count * like.numel(), dtype=like.dtype, device="cpu")
+    parts = _reused.flat[: count * like.numel()].view(count, *like.shape)
+    return list(parts.unbind())
+
+
+class _Reused(threading.local):
+    def __init__(self) -> None:
+        self.flat = torch.empty(0, device="cpu")
+
+
+_reused = _Reused()
 
 
 def gradients_again(ctx: Any, values: Any, upstream: Any) -> list[Tensor | None]:

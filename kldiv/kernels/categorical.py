@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import gradients_again
+from kldiv.kernels import blocks_of_rows, gradients_again
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,7 +34,7 @@ class _CategoricalKL(Function):
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, q: Tensor, plain: Plain) -> Tensor:
-        rows = [_Rows(p[block], q[block], plain) for block in _blocks(p)]
+        rows = [_Rows(p[block], q[block], plain) for block in blocks_of_rows(p, _BLOCK)]
         ctx.save_for_backward(p, q)
         ctx.rows, ctx.plain = rows, plain
         return torch.cat([block.value for block in rows]).to(p.dtype)
@@ -47,7 +47,7 @@ class _CategoricalKL(Function):
         to_p, to_q = (
             torch.empty_like(t) if wanted else None for t, wanted in zip((p, q), ctx.needs_input_grad, strict=False)
         )
-        for block, rows in zip(_blocks(p), ctx.rows, strict=True):
+        for block, rows in zip(blocks_of_rows(p, _BLOCK), ctx.rows, strict=True):
             found = rows.gradients(p[block], q[block], upstream[block, None])
             for target, gradient in zip((to_p, to_q), found, strict=True):
                 if target is not None:
@@ -92,8 +92,3 @@ class _Rows:
 def _dot(weights: Tensor, values: Tensor) -> Tensor:
     products: Tensor = torch.linalg.vecdot(weights, values, dim=1)
     return products[:, None]
-
-
-def _blocks(logits: Tensor) -> list[slice]:
-    height = max(1, _BLOCK // max(logits.shape[1], 1))
-    return [slice(start, start + height) for start in range(0, len(logits), height)] or [slice(0, 0)]

@@ -1,11 +1,16 @@
-"""The KL of normals to the standard normal, in one pass by blocks that stay in cache."""
+"""The KL of normals, by blocks that stay in cache: the sum of it, and each element."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+from kldiv.kernels import blocks_of_rows, gradients_again
+
+Plain = Callable[..., Tensor]
 
 _ELEMENTS = 2**18
 """Numbers in a block of elements: with what is made of them they stay in the second-level cache."""
@@ -79,3 +84,76 @@ def _twice_gaussian_kl(mean: Tensor, log_var: Tensor, excess: Tensor, work: Tens
 def _squares(values: Tensor) -> float:
     flat = values.reshape(-1)
     return torch.dot(flat, flat).item()
+
+
+def normal_kl(
+    mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor | None, log_var_q: Tensor | None, plain: Plain
+) -> Tensor:
+    """D_KL(N(mean_p, exp(log_var_p)) || N(mean_q, exp(log_var_q))) of each element, in nats, with its bounds.
+
+    Args:
+        mean_p, log_var_p, mean_q, log_var_q: of one shape, in ``float32``; ``None`` is 0.
+        plain: the formula, for a second derivative.
+    Returns: the same shape.
+    """
+    values: Tensor = _NormalKL.apply(mean_p, log_var_p, mean_q, log_var_q, plain)
+    return values
+
+
+class _NormalKL(Function):
+    """In ``float64``, where nothing but a difference of less than 4e-9 cancels, and no number is kept of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor | None, log_var_q: Tensor | None, plain: Plain
+    ) -> Tensor:
+        given = mean_p, log_var_p, mean_q, log_var_q
+        ctx.save_for_backward(*given)
+        ctx.plain = plain
+        values = torch.empty_like(mean_p, memory_format=torch.contiguous_format)
+        for block in blocks_of_rows(values, _ELEMENTS):
+            distance, ratio, _ = _compare(given, block)
+            spread = torch.expm1(ratio).sub_(ratio)
+            if spread.numel() and not spread.amin().item() > 1e-17:
+                # cancelled; or NaN, of infinity less infinity
+                careful = torch.where(ratio.abs() < 4e-9, 0.5 * ratio * ratio, spread)
+                spread = torch.where(ratio == math.inf, ratio, careful)
+            values[block] = spread.addcmul_(distance, distance).mul_(0.5)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        given = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            return *gradients_again(ctx, ctx.plain(*given), upstream), None
+        found = [torch.empty_like(upstream) if wanted else None for wanted in ctx.needs_input_grad[:4]]
+        to_mean_p, to_log_var_p, to_mean_q, to_log_var_q = found
+        for block in blocks_of_rows(upstream, _ELEMENTS):
+            distance, ratio, root = _compare(given, block)
+            half = 0.5 * upstream[block]
+            if to_log_var_p is not None or to_log_var_q is not None:
+                excess = torch.expm1_(ratio)
+                if to_log_var_p is not None:
+                    to_log_var_p[block] = excess * half
+                if to_log_var_q is not None:
+                    to_log_var_q[block] = excess.addcmul_(distance, distance).mul_(half).neg_()
+            if to_mean_p is not None or to_mean_q is not None:
+                of_mean = (distance if root is None else distance.mul_(root)).mul_(upstream[block])
+                if to_mean_p is not None:
+                    to_mean_p[block] = of_mean
+                if to_mean_q is not None:
+                    to_mean_q[block] = of_mean.neg_()
+        return *found, None
+
+
+def _compare(given: Any, block: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of a block: the distance in standard deviations of q, the difference of log-variances, the precision's root."""
+    mean_p, log_var_p, mean_q, log_var_q = given
+    distance, ratio = mean_p[block].double(), log_var_p[block].double()
+    if mean_q is not None:
+        distance.sub_(mean_q[block])
+    if log_var_q is None:
+        return distance, ratio, None
+    log_var = log_var_q[block].double()
+    root = torch.exp((-0.5 * log_var).clamp(max=700.0))  # held where 0 times it is 0
+    return distance.mul_(root), ratio.sub_(log_var), root

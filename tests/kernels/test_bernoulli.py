@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+from kldiv import BernoulliNLL
+from kldiv.kernels import bernoulli as kernel
+from kldiv.kernels.bernoulli import bernoulli_nll
+from kldiv.reconstruction import _bernoulli_nll
+
+
+@pytest.fixture(params=[1, 20, 2**17], ids=["row by row", "blocks", "at once"], autouse=True)
+def elements(request, monkeypatch):
+    monkeypatch.setattr(kernel, "_ELEMENTS", request.param)
+
+
+def batch(scale, shape=(5, 3, 4), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(shape, generator=generator)
+    target = torch.rand(shape, generator=generator)
+    target = torch.where(target < 0.3, 0.0, torch.where(target > 0.7, 1.0, target))
+    return logits.requires_grad_(), target.requires_grad_()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("shape", [(5, 3, 4), (1, 1), (0, 4), (3, 0)])
+def test_against_the_plain_formula_in_double_precision(scale, shape):
+    given = batch(scale, shape)
+    wide = [t.detach().double().requires_grad_() for t in given]
+    found, expected = bernoulli_nll(*given, _bernoulli_nll), _bernoulli_nll(*wide).flatten(1).sum(1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    upstream = torch.linspace(-1, 2, shape[0])
+    of_logits, of_target = torch.autograd.grad(found, given, upstream)
+    truth = torch.autograd.grad(expected, wide, upstream.double())
+    # (1 - t) s(l) - t s(-l) is a difference: of its terms, which are below 1, the error is 1e-7
+    torch.testing.assert_close(of_logits.double(), truth[0], rtol=1e-6, atol=2e-7)
+    certain = (given[1] == 0) | (given[1] == 1)
+    torch.testing.assert_close(of_logits[certain].double(), truth[0][certain], rtol=1e-6, atol=1e-37)
+    torch.testing.assert_close(of_target.double(), truth[1], rtol=1e-6, atol=0)
+
+
+def test_the_edges_of_the_domain():
+    logits = torch.tensor([[0.0, 90.0, -90.0, 3e38, -3e38, -math.inf]]).T.requires_grad_()
+    for value in (0.0, 1.0):
+        target = torch.full_like(logits, value)
+        found, plain = BernoulliNLL("none")(logits, target), _bernoulli_nll(logits.double(), target.double())[:, 0]
+        assert "_BernoulliNLL" in str(found.grad_fn)
+        finite = plain.isfinite()
+        torch.testing.assert_close(found[finite].double(), plain[finite], rtol=1e-6, atol=1e-44)
+        assert found[:-1].isfinite().all()
+    assert BernoulliNLL("sum")(torch.full((1, 1), math.nan), torch.ones(1, 1)).isnan()
+
+
+def test_the_term_is_the_same_wherever_it_is_computed():
+    logits, target = (t.detach() for t in batch(2.0))
+    term = BernoulliNLL()
+    truth = term(logits.double(), target.double()).float()
+    values = [term(logits, target), term(logits, target, torch.ones(5, 1, 1)), term(logits.mT, target.mT)]
+    values += [torch.func.vmap(lambda x, t: term(x[None], t[None]))(logits, target).mean()]
+    values += [_bernoulli_nll(logits, target).sum() / 5, BernoulliNLL("none")(logits, target).mean()]
+    for value in values:
+        torch.testing.assert_close(value, truth)
+    gradient = torch.func.grad(term)(logits, target)
+    torch.testing.assert_close(gradient, torch.autograd.functional.jacobian(lambda x: term(x, target), logits))
+    _, tangent = torch.func.jvp(lambda x: term(x, target), (logits,), (torch.ones_like(logits),))
+    torch.testing.assert_close(tangent, gradient.sum())
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)])
+def test_twice_differentiable_and_a_graph_that_is_kept(wanted):
+    given = [t.detach().double() for t in batch(1.0)]
+    leaves = [given[k].requires_grad_() for k in wanted]
+    values = [bernoulli_nll(*given, _bernoulli_nll), _bernoulli_nll(*given).flatten(1).sum(1)]
+    for _ in range(2):
+        firsts = [torch.autograd.grad(v.square().sum(), leaves, create_graph=True) for v in values]
+        torch.testing.assert_close(*firsts)
+    seconds = [torch.autograd.grad(sum(g.square().sum() for g in first), leaves) for first in firsts]
+    torch.testing.assert_close(*seconds)
+
+
+def test_memory_that_is_used_again_is_not_seen_outside():
+    first, second = batch(1.0), batch(1.0, (2, 6), seed=1)
+    one = bernoulli_nll(*first, _bernoulli_nll)
+    expected = one.clone(), [g.clone() for g in torch.autograd.grad(one.sum(), first, retain_graph=True)]
+    gradients = torch.autograd.grad(one.sum(), first, retain_graph=True)
+    torch.autograd.grad(bernoulli_nll(*second, _bernoulli_nll).sum(), second)
+    torch.testing.assert_close((one, list(gradients)), expected, rtol=0, atol=0)
