@@ -1,9 +1,11 @@
 """Seconds a training epoch: the example's trainer against a plain loop, alternating in one run.
 
-python -m benchmarks.epoch [--config configs/mnist.yaml] [--epochs 6] [-- --data.root FOLDER ...]
+python -m benchmarks.epoch [--config configs/mnist.yaml] [--epochs 6] [--script] [-- --data.root FOLDER ...]
 
 The plain loop trains the same network on the same tensors in memory, with the loss that is copied everywhere:
-binary_cross_entropy with a sum, and -0.5 * sum(1 + log_var - mean^2 - exp(log_var)).
+binary_cross_entropy with a sum, and -0.5 * sum(1 + log_var - mean^2 - exp(log_var)). With --script it also trains an
+epoch as the script of pytorch/examples feeds it: a PIL image and torchvision's ToTensor for each item, a DataLoader, a
+loss read at every step.
 """
 
 import argparse
@@ -12,14 +14,19 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_tensor
 
 from benchmarks.measure import machine
 from examples.vae.data import TensorBatches
+from examples.vae.model import VAE
 from examples.vae.recording import EpochClock, MetricsCSV
 from examples.vae.train import make_cli
 
@@ -59,6 +66,35 @@ class PlainLoop(nn.Module):
         return sum(self.loss(part).item() for part in images.split(1000)) / len(images)
 
 
+class Items(Dataset[tuple[Tensor, int]]):
+    """Images one by one, as torchvision's MNIST gives them under ToTensor."""
+
+    def __init__(self, batches: TensorBatches) -> None:
+        self.images = (batches.images[:, 0] * 255).round().byte().cpu()
+        self.labels = batches.labels.cpu()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return to_tensor(Image.fromarray(self.images[index].numpy(), mode=None)), int(self.labels[index])
+
+
+def script_epoch(plain: PlainLoop, batches: TensorBatches) -> float:
+    """Seconds of an epoch as main.py of pytorch/examples' vae trains it; its workers for CUDA alone."""
+    device = next(plain.parameters()).device
+    workers = {"num_workers": 1, "pin_memory": True} if device.type == "cuda" else {}
+    loader = DataLoader(Items(batches), batch_size=batches.batch_size, shuffle=True, **workers)
+    total, start = 0.0, time.perf_counter()
+    for image, _ in loader:
+        plain.optimizer.zero_grad()
+        loss = plain.loss(image.to(device).view(-1, 784))
+        loss.backward()
+        total += loss.item()
+        plain.optimizer.step()
+    return time.perf_counter() - start
+
+
 class Alternate(Callback):
     """Runs an epoch of the plain loop after each of the trainer's."""
 
@@ -73,40 +109,72 @@ class Alternate(Callback):
             self.seconds.append(self.plain.to(images.device).train_epoch(images, batches.batch_size))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/mnist.yaml")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--json", help="file for the result")
-    options, rest = parser.parse_known_args()
-    rest = [argument for argument in rest if argument != "--"]
-    cli = make_cli(["--config", options.config, "--trainer.max_epochs", str(options.epochs), *rest], run=False)
-    torch.manual_seed(0)
-    alternate = Alternate(PlainLoop())
-    # behind the clock, which must not count it
+class Trained(NamedTuple):
+    """What a run of the trainer leaves behind."""
+
+    model: VAE
+    batches: TensorBatches
+    test: Tensor
+    seconds: list[float]
+    """Of each training epoch."""
+
+
+def fit(config: str, epochs: int, rest: list[str], behind_the_clock: Callback | None = None) -> Trained:
+    """Trains as examples.vae.train does, with progress bar, logging and checkpoints, in a folder that goes."""
+    cli = make_cli(["--config", config, "--trainer.max_epochs", str(epochs), *rest], run=False)
     clock = next(callback for callback in cli.trainer.callbacks if isinstance(callback, EpochClock))
-    cli.trainer.callbacks.insert(cli.trainer.callbacks.index(clock) + 1, alternate)
+    if behind_the_clock is not None:  # which must not count it
+        cli.trainer.callbacks.insert(cli.trainer.callbacks.index(clock) + 1, behind_the_clock)
     with tempfile.TemporaryDirectory() as folder:
         cli.trainer.loggers = [MetricsCSV(f"{folder}/metrics.csv")]
         for callback in cli.trainer.checkpoint_callbacks:
             callback.dirpath = folder
         cli.trainer.fit(cli.model, cli.datamodule)
-    ours, plain = statistics.median(clock.seconds), statistics.median(alternate.seconds)
-    test = cli.datamodule.splits["test"][0].flatten(1)
-    if options.json:
-        result = {
-            "seconds_trainer": ours,
-            "seconds_plain_loop": plain,
-            "ratio": ours / plain,
-            "epochs": options.epochs,
-            "config": options.config,
-            "device": str(cli.trainer.strategy.root_device),
-            **machine(),
-        }
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+    batches = cli.trainer.train_dataloader
+    assert isinstance(batches, TensorBatches)
+    device = batches.images.device
+    return Trained(cli.model.to(device), batches, cli.datamodule.splits["test"][0].to(device), clock.seconds)
+
+
+def options_and_rest(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """What is ours, and what is the trainer's."""
+    parser.add_argument("--config", default="configs/mnist.yaml")
+    parser.add_argument("--json", help="file for the result")
+    options, rest = parser.parse_known_args()
+    return options, [argument for argument in rest if argument != "--"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--script", action="store_true", help="an epoch as pytorch/examples trains, too")
+    options, rest = options_and_rest(parser)
+    torch.manual_seed(0)
+    alternate = Alternate(PlainLoop())
+    trained = fit(options.config, options.epochs, rest, alternate)
+    ours, plain = statistics.median(trained.seconds), statistics.median(alternate.seconds)
+    result = {
+        "seconds_trainer": ours,
+        "seconds_plain_loop": plain,
+        "ratio": ours / plain,
+        "epochs": options.epochs,
+        "config": options.config,
+        "trainer_options": [option for option in rest if "/" not in option],
+        "device": trained.batches.images.device.type,
+    }
     print(f"\nseconds a training epoch, median of {options.epochs}: trainer {ours:.2f}, plain loop {plain:.2f}")
     print(f"ratio {ours / plain:.2f}")
-    print(f"test loss of the plain loop after {options.epochs} epochs: {alternate.plain.test(test.cpu()):.2f}")
+    if options.script:
+        result["seconds_script"] = script_epoch(PlainLoop().to(trained.batches.images.device), trained.batches)
+        print(
+            f"as pytorch/examples: {result['seconds_script']:.2f}, {result['seconds_script'] / ours:.1f} of the trainer"
+        )
+    if options.json:
+        Path(options.json).write_text(json.dumps({**result, **machine()}, indent=2) + "\n")
+    test = trained.test.flatten(1)
+    print(
+        f"test loss of the plain loop after {options.epochs} epochs: {alternate.plain.to(test.device).test(test):.2f}"
+    )
 
 
 if __name__ == "__main__":
