@@ -141,6 +141,14 @@ class TrainCLI(LightningCLI):
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             shape = tuple(self.datamodule.splits["train"][0].shape[1:])
             raise InputError(f"the model cannot be trained on images of shape {shape}: {error}") from error
+        if self.model.is_compiled:
+            try:
+                torch.compile(torch.exp)(torch.zeros(2, device=self.trainer.strategy.root_device))
+            except Exception as error:  # each backend has its own
+                reason = condensed(str(error)).split(" Set TORCH")[0]
+                raise InputError(
+                    f"torch.compile does not work here: {reason}. Train with --model.compile false"
+                ) from error
         if self.checkpoint is not None:
             ours, theirs = (
                 [sorted(group) for group in state["param_groups"]]

@@ -265,6 +265,31 @@ def test_a_runs_folder_that_cannot_be_made(tmp_path, capfd):
     assert "cannot be made" in capfd.readouterr().err
 
 
+def test_compiled_training_learns_and_is_continued(tmp_path):
+    compiled = ("--model.compile", "true", "--trainer.max_epochs", "3")
+    assert fit(tmp_path / "whole", *compiled) == 0
+    values = [float(row["train/loss"]) for row in metrics(tmp_path / "whole" / "digits") if row.get("train/loss")]
+    assert values[-1] < 0.8 * values[0]
+    assert fit(tmp_path / "part", *compiled[:2], "--trainer.max_epochs", "2") == 0
+    last = tmp_path / "part" / "digits" / "checkpoints" / "last.ckpt"
+    assert fit(tmp_path / "part", *compiled, "--ckpt_path", last) == 0
+    whole, part = (weights(tmp_path / name / "digits") for name in ("whole", "part"))
+    torch.testing.assert_close(whole, part, rtol=0, atol=0)
+    # the checkpoint is that of a model that is not compiled
+    assert fit(tmp_path / "part", "--trainer.max_epochs", "4", "--ckpt_path", last) == 0
+
+
+def test_a_machine_without_a_compiler_says_so_before_anything_is_written(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    assert fit(tmp_path, "--model.compile", "true") == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "torch.compile does not work here" in error
+    assert "--model.compile false" in error
+    assert not any(tmp_path.iterdir())
+
+
 def test_training_that_diverges_says_so(tmp_path, capfd):
     assert fit(tmp_path, "--model.optimizer.init_args.lr", "1e30") != 0
     error = capfd.readouterr().err
