@@ -11,7 +11,7 @@ from torch.nn import functional
 from kldiv.exact.continuous_bernoulli import log_sinc
 from kldiv.functional import check_broadcast
 from kldiv.kernels import fused
-from kldiv.kernels.bernoulli import bernoulli_nll
+from kldiv.kernels.bernoulli import bernoulli_nll, traced_bernoulli_nll
 from kldiv.reduction import check_reduction, reduce, sum_latent
 from kldiv.special import keep_precision, standardise, widen
 from kldiv.world import world_sum
@@ -128,6 +128,8 @@ class BernoulliNLL(NegativeLogLikelihood):
 
 
 def _bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return traced_bernoulli_nll(logits, target)
     # torch's binary_cross_entropy_with_logits is (1 - t) l - ln sigmoid(l), which cancels for l << 0
     return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
 

@@ -1,4 +1,4 @@
-"""-ln Bernoulli of logits, by blocks that stay in cache and without a comparison."""
+"""-ln Bernoulli of logits with one exponential: by blocks that stay in cache, and for compilers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,3 +62,28 @@ class _BernoulliNLL(Function):
             torch.sigmoid(x, out=gradient).mul_(torch.sub(one, t, out=work))
             gradient.addcmul_(torch.neg(x, out=work).sigmoid_(), t, value=-1).mul_(upstream[rows])
         return to_logits, to_target, None
+
+
+def traced_bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """The same of each element, for compilers: logits and target of one shape and any dtype, and the result too."""
+    values: Tensor = _TracedBernoulliNLL.apply(logits, target)
+    return values
+
+
+class _TracedBernoulliNLL(Function):
+    """With a second derivative that is right at 0 too, but for function transforms inside of compiled code."""
+
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor) -> Tensor:
+        certain = torch.maximum(logits * (1 - target), -logits * target)
+        return certain + torch.log1p(torch.exp(-logits.abs()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        logits, target = ctx.saved_tensors
+        derivative = (1 - target) * torch.sigmoid(logits) - target * torch.sigmoid(-logits)
+        return upstream * derivative, -upstream * logits

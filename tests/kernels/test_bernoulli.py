@@ -6,6 +6,7 @@ import torch
 from kldiv import BernoulliNLL
 from kldiv.kernels import bernoulli as kernel
 from kldiv.kernels.bernoulli import bernoulli_nll
+from kldiv.kernels.bernoulli import traced_bernoulli_nll as traced
 from kldiv.reconstruction import _bernoulli_nll
 
 
@@ -64,6 +65,34 @@ def test_the_term_is_the_same_wherever_it_is_computed():
     torch.testing.assert_close(gradient, torch.autograd.functional.jacobian(lambda x: term(x, target), logits))
     _, tangent = torch.func.jvp(lambda x: term(x, target), (logits,), (torch.ones_like(logits),))
     torch.testing.assert_close(tangent, gradient.sum())
+
+
+def test_compiled_it_is_the_same(elements):
+    logits, target = (t.detach().double() for t in batch(3.0))
+    logits[0] = 0.0
+    truth = _bernoulli_nll
+
+    def compiled(f, *given):
+        torch._dynamo.reset()
+        return torch.compile(f, backend="aot_eager", fullgraph=True)(*given)
+
+    for scale in (1.0, 100.0):
+        given = (scale * logits).requires_grad_(), target.clone().requires_grad_()
+        found, expected = compiled(traced, *given), truth(*given)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        gradients = [torch.autograd.grad(v.square().sum(), given) for v in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-12)
+
+    def inner(f):
+        return lambda x: torch.func.grad(lambda y: f(y, target).sum())(x)
+
+    def tangents(f):
+        return lambda x: torch.func.jvp(inner(f), (x,), (torch.ones_like(x),))[1]
+
+    torch.testing.assert_close(compiled(inner(traced), logits), inner(truth)(logits))
+    # but at 0, where compilers differentiate the formula and not what we say of it
+    torch.testing.assert_close(compiled(tangents(traced), logits)[1:], tangents(truth)(logits)[1:])
+    torch.testing.assert_close(compiled(torch.func.vmap(traced), logits, target), truth(logits, target))
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)])
