@@ -32,18 +32,18 @@ def bernoulli_nll(logits: Tensor, target: Tensor, plain: Plain) -> Tensor:
 
 
 class _BernoulliNLL(Function):
+    """The forward makes what is to be the gradient, while the exponential is at hand."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, plain: Plain) -> Tensor:
         ctx.save_for_backward(logits, target)
-        ctx.plain = plain
-        values, one = logits.new_empty(len(logits)), logits.new_ones(())
+        ctx.plain, ctx.derivative = plain, None
+        if ctx.needs_input_grad[0]:  # not among the saved, for it is overwritten
+            ctx.derivative = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        values = logits.new_empty(len(logits))
         for rows in blocks_of_rows(logits, _ELEMENTS):
-            x, t = logits[rows], target[rows]
-            value, work = workspace(x, 2)
-            torch.mul(x, torch.sub(one, t, out=work), out=value)
-            torch.maximum(value, torch.mul(x, t, out=work).neg_(), out=value)
-            value.add_(torch.abs(x, out=work).neg_().exp_().log1p_())
-            torch.sum(value, 1, out=values[rows])
+            derivative = None if ctx.derivative is None else ctx.derivative[rows]
+            _bernoulli_block(logits[rows], target[rows], values[rows], derivative)
         return values
 
     @staticmethod
@@ -55,13 +55,27 @@ class _BernoulliNLL(Function):
         to_target = -logits * upstream if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, to_target, None
-        to_logits, one = torch.empty_like(logits, memory_format=torch.contiguous_format), logits.new_ones(())
-        for rows in blocks_of_rows(logits, _ELEMENTS):
-            x, t, gradient = logits[rows], target[rows], to_logits[rows]
-            (work,) = workspace(x, 1)
-            torch.sigmoid(x, out=gradient).mul_(torch.sub(one, t, out=work))
-            gradient.addcmul_(torch.neg(x, out=work).sigmoid_(), t, value=-1).mul_(upstream[rows])
-        return to_logits, to_target, None
+        derivative, ctx.derivative = ctx.derivative, None
+        if derivative is None:  # a graph that was kept: this one is used up
+            derivative = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            for rows in blocks_of_rows(logits, _ELEMENTS):
+                _bernoulli_block(logits[rows], target[rows], upstream.new_empty(len(logits))[rows], derivative[rows])
+        return derivative.mul_(upstream), to_target, None
+
+
+def _bernoulli_block(logits: Tensor, target: Tensor, values: Tensor, derivative: Tensor | None) -> None:
+    """Writes the sums of the rows, and the derivative of each element."""
+    exponential, value, work = workspace(logits, 3)
+    one = logits.new_ones(())
+    torch.abs(logits, out=exponential).neg_().exp_()
+    torch.mul(logits, torch.sub(one, target, out=work), out=value)
+    torch.maximum(value, torch.mul(logits, target, out=work).neg_(), out=value)
+    torch.sum(value.add_(torch.log1p(exponential, out=work)), 1, out=values)
+    if derivative is not None:
+        # (1 - t) - sigmoid(-l) for a positive l, sigmoid(l) - t for another
+        smaller = exponential.div_(torch.add(exponential, one, out=work))
+        sign = torch.copysign(one, logits, out=work)
+        torch.add(0.5 * one, sign, alpha=0.5, out=derivative).sub_(target).addcmul_(sign, smaller, value=-1)
 
 
 def traced_bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
