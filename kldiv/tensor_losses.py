@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from kldiv.functional import kl_categorical, kl_normal
-from kldiv.kernels import fused
-from kldiv.kernels.gaussian import gaussian_kl
+from kldiv.kernels.gaussian import gaussian_kl, has_gaussian_kl
 from kldiv.reduction import check_reduction, reduce, sum_latent
 
 
@@ -34,7 +33,7 @@ class GaussianKLLoss(nn.Module):
         self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
     ) -> Tensor:
         total = prior_mean is None and prior_log_var is None and self.reduction != "none"
-        if total and mean.shape == log_var.shape and mean.ndim > 1 and fused(mean, log_var):
+        if total and mean.shape == log_var.shape and mean.ndim > 1 and has_gaussian_kl(mean, log_var):
             return gaussian_kl(mean, log_var, 1 / max(len(mean), 1) if self.reduction == "batchmean" else 1.0)
         return reduce(self.per_example(mean, log_var, prior_mean, prior_log_var), self.reduction)
 

@@ -1,5 +1,7 @@
 """The KL of normals, by blocks that stay in cache: the sum of it, and each element."""
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +10,28 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, gradients_again
+from kldiv.kernels import blocks_of_rows, fused, gradients_again, in_eager
 
 Plain = Callable[..., Tensor]
 
+_OF_TRITON = (torch.float32, torch.float16, torch.bfloat16)
+
 _ELEMENTS = 2**18
 """Numbers in a block of elements: with what is made of them they stay in the second-level cache."""
+
+
+def has_gaussian_kl(mean: Tensor, log_var: Tensor) -> bool:
+    """Whether :func:`gaussian_kl` takes them: ``float32`` on a CPU, also half precision on CUDA with Triton."""
+    if mean.is_cuda:
+        one_kind = mean.dtype == log_var.dtype and mean.device == log_var.device
+        return one_kind and mean.dtype in _OF_TRITON and in_eager() and _has_triton(mean.device)
+    return fused(mean, log_var)
+
+
+@functools.cache
+def _has_triton(device: torch.device) -> bool:
+    found = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+    return found and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
@@ -24,10 +42,14 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
     squares.
 
     Args:
-        mean, log_var: of one shape, in ``float32``.
+        mean, log_var: of one shape; :func:`has_gaussian_kl` says of which kind.
         scale: of the sum.
     Returns: shape ().
     """
+    if mean.is_cuda:
+        from kldiv.kernels import triton_gaussian  # Triton takes half a second to import
+
+        return triton_gaussian.gaussian_kl(mean, log_var, scale)
     total: Tensor = _GaussianKL.apply(mean, log_var, scale)
     return total
 

@@ -1,0 +1,279 @@
+"""The KL of normals to the standard normal on CUDA: one kernel forward, which makes the gradients, and one backward.
+
+To be imported where there is a tensor on CUDA, and Triton.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+try:
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+except ImportError:  # then nobody calls what is below
+
+    def jit(function: Any) -> Any:
+        return function
+
+
+_BLOCK = 2048
+_PROGRAMS = 8
+"""A multiprocessor: enough to hide memory, few enough for the last of them to add up what all have found."""
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
+    """``scale`` times the sum over all elements, as :func:`kldiv.kernels.gaussian.gaussian_kl`, in ``float32``.
+
+    Args:
+        mean, log_var: of one shape and dtype, of 32 bits or 16, on CUDA.
+        scale: of the sum.
+    """
+    total: Tensor = _GaussianKL.apply(mean, log_var, scale)
+    return total
+
+
+class _GaussianKL(Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mean, log_var)
+        ctx.scale = scale
+        # what the backward gives away: only where the upstream gradient is not 1 has it to write there again
+        ctx.gradients = _like(mean, log_var) if any(ctx.needs_input_grad) else None
+        return forward(mean, log_var, ctx.gradients, scale)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        mean, log_var = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            up = upstream * ctx.scale
+            to_mean, to_log_var = mean.float() * up, 0.5 * torch.expm1(log_var.float()) * up
+            return to_mean.to(mean.dtype), to_log_var.to(log_var.dtype), None
+        gradients, ctx.gradients = ctx.gradients, None
+        again = gradients is None  # a graph that was kept
+        gradients = _like(mean, log_var) if gradients is None else gradients
+        backward(mean, log_var, gradients, upstream, ctx.scale, again)
+        return *gradients, None
+
+
+def _like(mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mean, log_var))  # type: ignore[return-value]
+
+
+def forward(mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
+    """The value; the gradients of it are written."""
+    total = torch.empty((), dtype=torch.float32, device=mean.device)
+    programs, block = _grid(mean)
+    partials = total if programs == 1 else torch.empty(programs, dtype=torch.float64, device=mean.device)
+    counter = total if programs == 1 else _counter(mean.device)
+    mean, log_var = _rows(mean), _rows(log_var)
+    to_mean, to_log_var = (mean, log_var) if gradients is None else gradients
+    with torch.cuda.device_of(mean):  # type: ignore[no-untyped-call]
+        _forward_kernel[(programs,)](
+            mean,
+            log_var,
+            to_mean,
+            to_log_var,
+            partials,
+            counter,
+            total,
+            mean.numel(),
+            mean.shape[1],
+            mean.stride(0),
+            log_var.stride(0),
+            scale,
+            PROGRAMS=programs,
+            HELD=_power_of_two(programs),
+            BLOCK=block,
+            STRIDED=not (mean.is_contiguous() and log_var.is_contiguous()),
+            WITH_GRADIENTS=gradients is not None,
+        )
+    return total
+
+
+def backward(
+    mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor], upstream: Tensor, scale: float, again: bool
+) -> None:
+    """Writes the gradients where the upstream one is not 1, or ``again``: without waiting to see what it is."""
+    programs, block = _grid(mean)
+    mean, log_var = _rows(mean), _rows(log_var)
+    with torch.cuda.device_of(mean):  # type: ignore[no-untyped-call]
+        _backward_kernel[(programs,)](
+            mean,
+            log_var,
+            *gradients,
+            upstream,
+            mean.numel(),
+            mean.shape[1],
+            mean.stride(0),
+            log_var.stride(0),
+            scale,
+            PROGRAMS=programs,
+            BLOCK=block,
+            STRIDED=not (mean.is_contiguous() and log_var.is_contiguous()),
+            AGAIN=again,
+        )
+
+
+def _rows(values: Tensor) -> Tensor:
+    """(rows, columns) with a stride of 1: as it is, where it is so, as half of an encoder's output is."""
+    flat = values.flatten(1) if values.ndim > 1 else values[None]
+    return flat if flat.stride(1) == 1 or (flat.shape[1] == 1 and flat.is_contiguous()) else flat.contiguous()
+
+
+def _grid(values: Tensor) -> tuple[int, int]:
+    """Programs, and numbers in a block."""
+    if values.numel() <= 2 * _BLOCK:
+        return 1, _power_of_two(max(values.numel(), 128))
+    most = _PROGRAMS * torch.cuda.get_device_properties(values.device).multi_processor_count if values.is_cuda else 4
+    return min(most, -(-values.numel() // _BLOCK)), _BLOCK
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _counter(device: torch.device) -> Tensor:
+    """0, and 0 again when the kernel ends: one for each stream, whose kernels follow each other."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)  # of the graph, which may be replayed on any stream
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _counters:
+        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _counters[key]
+
+
+@jit
+def _half_excess_and_spread(u):  # type: ignore[no-untyped-def]
+    """Half of e^u - 1 and of e^u - 1 - u: between -0.6 and 1 by a polynomial, that of kldiv.special for compilers."""
+    # e^u = 2^n e^r to the last digits, where the hardware's own loses some to the size of u
+    held = tl.minimum(tl.maximum(u, -87.0), 90.0)
+    n = tl.floor(held * 1.4426950408889634 + 0.5)
+    r = (held - n * 0.693145751953125) - n * 1.428606765330187e-06
+    p = 1.0 / 5040
+    p = p * r + 1.0 / 720
+    p = p * r + 1.0 / 120
+    p = p * r + 1.0 / 24
+    p = p * r + 1.0 / 6
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    # e^u / 2 in two halves: 2^128 is infinite
+    whole = n.to(tl.int32) - 1
+    half = whole >> 1
+    first = ((half + 127) << 23).to(tl.float32, bitcast=True)
+    second = ((whole - half + 127) << 23).to(tl.float32, bitcast=True)
+    exponential = p * first * second
+    exponential = tl.where(u > 90.0, float("inf"), exponential)
+    exponential = tl.where(u == u, exponential, u)
+    s = 2.9404223823803477e-05
+    s = s * u + 0.000198983441805467
+    s = s * u + 0.0013861922780051827
+    s = s * u + 0.00833351444453001
+    s = s * u + 0.041667088866233826
+    s = s * u + 0.166666641831398
+    s = s * u + 0.5
+    near = tl.abs(u - 0.2) < 0.8
+    close = 0.5 * u * u * s
+    excess = tl.where(near, 0.5 * u + close, exponential - 0.5)
+    spread = tl.where(near, close, exponential - 0.5 - 0.5 * tl.minimum(u, 1e30))
+    return excess, spread
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    mean_pointer,
+    log_var_pointer,
+    to_mean_pointer,
+    to_log_var_pointer,
+    partials_pointer,
+    counter_pointer,
+    total_pointer,
+    size,
+    columns,
+    mean_stride,
+    log_var_stride,
+    scale,
+    PROGRAMS: tl.constexpr,  # noqa: N803
+    HELD: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+    STRIDED: tl.constexpr,  # noqa: N803
+    WITH_GRADIENTS: tl.constexpr,  # noqa: N803
+):
+    program = tl.program_id(0)
+    found = tl.zeros([BLOCK], dtype=tl.float32)
+    lost = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(program.to(tl.int64) * BLOCK, size, PROGRAMS * BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        mask = at < size
+        of_mean, of_log_var = at, at
+        if STRIDED:
+            row = at // columns
+            column = at - row * columns
+            of_mean, of_log_var = row * mean_stride + column, row * log_var_stride + column
+        mean = tl.load(mean_pointer + of_mean, mask=mask, other=0.0).to(tl.float32)
+        log_var = tl.load(log_var_pointer + of_log_var, mask=mask, other=0.0).to(tl.float32)
+        excess, spread = _half_excess_and_spread(log_var)
+        # a sum with what its rounding loses (Kahan): a lane adds many
+        term = (spread + 0.5 * mean * mean) - lost
+        new = found + term
+        lost = tl.where(tl.abs(new) < float("inf"), (new - found) - term, 0.0)
+        found = new
+        if WITH_GRADIENTS:
+            tl.store(to_mean_pointer + at, (mean * scale).to(to_mean_pointer.dtype.element_ty), mask=mask)
+            tl.store(to_log_var_pointer + at, (excess * scale).to(to_log_var_pointer.dtype.element_ty), mask=mask)
+    part = scale * tl.sum(found.to(tl.float64), 0)
+    if PROGRAMS == 1:
+        tl.store(total_pointer, part.to(tl.float32))
+    else:
+        tl.store(partials_pointer + program, part)
+        tl.debug_barrier()
+        before = tl.atomic_add(counter_pointer, 1, sem="acq_rel")
+        if before == PROGRAMS - 1:  # the last: all others have written theirs
+            each = tl.arange(0, HELD)
+            parts = tl.load(partials_pointer + each, mask=each < PROGRAMS, other=0.0, cache_modifier=".cg")
+            tl.store(total_pointer, tl.sum(parts, 0).to(tl.float32))
+            tl.store(counter_pointer, 0)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    mean_pointer,
+    log_var_pointer,
+    to_mean_pointer,
+    to_log_var_pointer,
+    upstream_pointer,
+    size,
+    columns,
+    mean_stride,
+    log_var_stride,
+    scale,
+    PROGRAMS: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+    STRIDED: tl.constexpr,  # noqa: N803
+    AGAIN: tl.constexpr,  # noqa: N803
+):
+    upstream = tl.load(upstream_pointer)
+    if AGAIN or upstream != 1.0:
+        factor = upstream * scale
+        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, size, PROGRAMS * BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            mask = at < size
+            of_mean, of_log_var = at, at
+            if STRIDED:
+                row = at // columns
+                column = at - row * columns
+                of_mean, of_log_var = row * mean_stride + column, row * log_var_stride + column
+            mean = tl.load(mean_pointer + of_mean, mask=mask, other=0.0).to(tl.float32)
+            log_var = tl.load(log_var_pointer + of_log_var, mask=mask, other=0.0).to(tl.float32)
+            excess, _ = _half_excess_and_spread(log_var)
+            tl.store(to_mean_pointer + at, (mean * factor).to(to_mean_pointer.dtype.element_ty), mask=mask)
+            tl.store(to_log_var_pointer + at, (excess * factor).to(to_log_var_pointer.dtype.element_ty), mask=mask)
