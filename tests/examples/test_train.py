@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 
 from examples.vae.train import main
 from tests.examples.test_mnist import write_mnist
@@ -280,10 +281,10 @@ def test_compiled_training_learns_and_is_continued(tmp_path):
 
 
 def test_a_machine_without_a_compiler_says_so_before_anything_is_written(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
-    assert fit(tmp_path, "--model.compile", "true") == 1
+    torch.compiler.reset()
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert fit(tmp_path, "--model.compile", "true") == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert "torch.compile does not work here" in error
     assert "--model.compile false" in error
