@@ -36,20 +36,21 @@ def blocks_of_rows(values: Tensor, numbers: int) -> list[Any]:
     return [slice(start, start + height) for start in range(0, len(values), height)]
 
 
-def workspace(like: Tensor, count: int) -> list[Tensor]:
-    """So many contiguous tensors of that shape on a CPU, in memory that this thread's next call uses again.
+def workspace(shape: torch.Size, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """So many contiguous tensors on a CPU, in memory that this thread's next call uses again.
 
     Memory that is new at each call costs as much as an exponential of what is put there.
     """
-    if _reused.flat.dtype != like.dtype or _reused.flat.numel() < count * like.numel():
-        _reused.flat = torch.empty(count * like.numel(), dtype=like.dtype, device="cpu")
-    parts = _reused.flat[: count * like.numel()].view(count, *like.shape)
-    return list(parts.unbind())
+    size = count * shape.numel()
+    flat = _reused.flat.get(dtype)
+    if flat is None or flat.numel() < size:
+        flat = _reused.flat[dtype] = torch.empty(size, dtype=dtype, device="cpu")
+    return list(flat[:size].view(count, *shape).unbind())
 
 
 class _Reused(threading.local):
     def __init__(self) -> None:
-        self.flat = torch.empty(0, device="cpu")
+        self.flat: dict[torch.dtype, Tensor] = {}
 
 
 _reused = _Reused()

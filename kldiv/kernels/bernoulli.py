@@ -65,7 +65,7 @@ class _BernoulliNLL(Function):
 
 def _bernoulli_block(logits: Tensor, target: Tensor, values: Tensor, derivative: Tensor | None) -> None:
     """Writes the sums of the rows, and the derivative of each element."""
-    exponential, value, work = workspace(logits, 3)
+    exponential, value, work = workspace(logits.shape, logits.dtype, 3)
     one = logits.new_ones(())
     torch.abs(logits, out=exponential).neg_().exp_()
     torch.mul(logits, torch.sub(one, target, out=work), out=value)
