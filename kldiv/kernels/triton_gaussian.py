@@ -152,6 +152,17 @@ def _counter(device: torch.device) -> Tensor:
 
 
 @jit
+def _load(pointer, at, mask, columns, stride, STRIDED: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """The numbers ``at`` these places, counted row by row, in ``float32``."""
+    if STRIDED:
+        row = at // columns
+        place = row * stride + (at - row * columns)
+    else:
+        place = at
+    return tl.load(pointer + place, mask=mask, other=0.0).to(tl.float32)
+
+
+@jit
 def _half_excess_and_spread(u):  # type: ignore[no-untyped-def]
     """Half of e^u - 1 and of e^u - 1 - u: between -0.6 and 1 by a polynomial, that of kldiv.special for compilers."""
     # e^u = 2^n e^r to the last digits, where the hardware's own loses some to the size of u
@@ -214,13 +225,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     for start in range(program.to(tl.int64) * BLOCK, size, PROGRAMS * BLOCK):
         at = start + tl.arange(0, BLOCK)
         mask = at < size
-        of_mean, of_log_var = at, at
-        if STRIDED:
-            row = at // columns
-            column = at - row * columns
-            of_mean, of_log_var = row * mean_stride + column, row * log_var_stride + column
-        mean = tl.load(mean_pointer + of_mean, mask=mask, other=0.0).to(tl.float32)
-        log_var = tl.load(log_var_pointer + of_log_var, mask=mask, other=0.0).to(tl.float32)
+        mean = _load(mean_pointer, at, mask, columns, mean_stride, STRIDED)
+        log_var = _load(log_var_pointer, at, mask, columns, log_var_stride, STRIDED)
         excess, spread = _half_excess_and_spread(log_var)
         # a sum with what its rounding loses (Kahan): a lane adds many
         term = (spread + 0.5 * mean * mean) - lost
@@ -267,13 +273,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         for start in range(tl.program_id(0).to(tl.int64) * BLOCK, size, PROGRAMS * BLOCK):
             at = start + tl.arange(0, BLOCK)
             mask = at < size
-            of_mean, of_log_var = at, at
-            if STRIDED:
-                row = at // columns
-                column = at - row * columns
-                of_mean, of_log_var = row * mean_stride + column, row * log_var_stride + column
-            mean = tl.load(mean_pointer + of_mean, mask=mask, other=0.0).to(tl.float32)
-            log_var = tl.load(log_var_pointer + of_log_var, mask=mask, other=0.0).to(tl.float32)
+            mean = _load(mean_pointer, at, mask, columns, mean_stride, STRIDED)
+            log_var = _load(log_var_pointer, at, mask, columns, log_var_stride, STRIDED)
             excess, _ = _half_excess_and_spread(log_var)
             tl.store(to_mean_pointer + at, (mean * factor).to(to_mean_pointer.dtype.element_ty), mask=mask)
             tl.store(to_log_var_pointer + at, (excess * factor).to(to_log_var_pointer.dtype.element_ty), mask=mask)
