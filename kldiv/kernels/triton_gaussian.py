@@ -70,10 +70,10 @@ def forward(mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor] | No
     total = torch.empty((), dtype=torch.float32, device=mean.device)
     programs, block = _grid(mean)
     partials = total if programs == 1 else torch.empty(programs, dtype=torch.float64, device=mean.device)
-    counter = total if programs == 1 else _counter(mean.device)
     mean, log_var = _rows(mean), _rows(log_var)
     to_mean, to_log_var = (mean, log_var) if gradients is None else gradients
     with torch.cuda.device_of(mean):  # type: ignore[no-untyped-call]
+        counter = total if programs == 1 else _counter(mean.device)
         _forward_kernel[(programs,)](
             mean,
             log_var,
