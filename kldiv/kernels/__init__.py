@@ -44,7 +44,8 @@ def workspace(shape: torch.Size, dtype: torch.dtype, count: int) -> list[Tensor]
     size = count * shape.numel()
     flat = _reused.flat.get(dtype)
     if flat is None or flat.numel() < size:
-        flat = _reused.flat[dtype] = torch.empty(size, dtype=dtype, device="cpu")
+        with torch.inference_mode(False):  # else training could not write where a validation has been
+            flat = _reused.flat[dtype] = torch.empty(size, dtype=dtype, device="cpu")
     return list(flat[:size].view(count, *shape).unbind())
 
 

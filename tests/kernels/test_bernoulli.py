@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kldiv import BernoulliNLL
+from kldiv import BernoulliNLL, kernels
 from kldiv.kernels import bernoulli as kernel
 from kldiv.kernels.bernoulli import bernoulli_nll
 from kldiv.kernels.bernoulli import traced_bernoulli_nll as traced
@@ -114,3 +114,11 @@ def test_memory_that_is_used_again_is_not_seen_outside():
     gradients = torch.autograd.grad(one.sum(), first, retain_graph=True)
     torch.autograd.grad(bernoulli_nll(*second, _bernoulli_nll).sum(), second)
     torch.testing.assert_close((one, list(gradients)), expected, rtol=0, atol=0)
+
+
+def test_training_after_a_validation_in_inference_mode(monkeypatch):
+    monkeypatch.setattr(kernels, "_reused", kernels._Reused())
+    with torch.inference_mode():
+        BernoulliNLL()(torch.randn(400, 50), torch.rand(400, 50))
+    logits, target = batch(1.0, (3, 30))
+    torch.autograd.grad(BernoulliNLL()(logits, target), logits)
