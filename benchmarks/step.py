@@ -51,9 +51,9 @@ def by_hand(model: VAE, batches: TensorBatches) -> dict[str, float]:
         with laps.of("decoder"):
             output = model.decoder(sample)
         with laps.of("likelihood"):
-            reconstruction = model.elbo.reconstruction.per_example(output, image)
+            model.elbo.reconstruction.per_example(output, image)
         with laps.of("KL"):
-            kl = model.elbo.kl.per_example(posterior)
+            model.elbo.kl.per_example(posterior)
         with laps.of("whole ELBO, both of these in it"):
             loss = model.elbo(output, image, posterior).loss
         with laps.of("backward"):
@@ -61,7 +61,6 @@ def by_hand(model: VAE, batches: TensorBatches) -> dict[str, float]:
             loss.backward()
         with laps.of("optimiser"):
             optimizer.step()
-        del reconstruction, kl
     return {part: statistics.median(values) for part, values in laps.seconds.items()}
 
 

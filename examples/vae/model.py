@@ -72,8 +72,8 @@ class VAE(LightningModule):
         prior: a module that returns the distribution of z when called without arguments, such as
             :class:`kldiv.MixturePrior`; ``None`` is the standard normal.
         optimizer: makes the optimiser of the parameters.
-        compile: whether training steps run through ``torch.compile``: from the third on, and on a CPU with a C++
-            compiler. Their noise is another than without.
+        compile: whether training steps run through ``torch.compile``. The first of each size of batch waits for it, a
+            CPU needs a C++ compiler, and the noise is another than without.
     """
 
     seed = 0
