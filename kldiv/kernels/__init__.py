@@ -6,6 +6,7 @@ that is decided.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,8 +58,18 @@ class _Reused(threading.local):
 _reused = _Reused()
 
 
-def gradients_again(ctx: Any, values: Any, upstream: Any) -> list[Tensor | None]:
-    """The gradients of what was saved, differentiable in their turn: those that are wanted, ``None`` for the others."""
+def is_plain_backward(upstream: Tensor) -> bool:
+    """Whether a backward is to be of plain operations: differentiated again, or of many upstream gradients at once."""
+    # those of torch.autograd.grad(is_grads_batched=True) are of a vmap that is older than function transforms
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(upstream)
+    return batched or torch.is_grad_enabled() or not in_eager()
+
+
+def gradients_again(ctx: Any, formula: Callable[[], Any], upstream: Any) -> list[Tensor | None]:
+    """The gradients of what was saved, out of plain operations: those that are wanted, ``None`` for the others."""
     wanted = [t if needed else None for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
-    found = iter(torch.autograd.grad(values, [t for t in wanted if t is not None], upstream, create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        values = formula()
+    found = iter(torch.autograd.grad(values, [t for t in wanted if t is not None], upstream, create_graph=again))
     return [None if t is None else next(found) for t in wanted]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, gradients_again, workspace
+from kldiv.kernels import blocks_of_rows, gradients_again, is_plain_backward, workspace
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,8 +49,8 @@ class _BernoulliNLL(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits, target = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            return *gradients_again(ctx, ctx.plain(logits, target).sum(1), upstream), None
+        if is_plain_backward(upstream):
+            return *gradients_again(ctx, lambda: ctx.plain(logits, target).sum(1), upstream), None
         upstream = upstream[:, None]
         to_target = -logits * upstream if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, gradients_again, workspace
+from kldiv.kernels import blocks_of_rows, gradients_again, is_plain_backward, workspace
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,8 +42,8 @@ class _CategoricalKL(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         p, q = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            return *gradients_again(ctx, ctx.plain(p, q), upstream), None
+        if is_plain_backward(upstream):
+            return *gradients_again(ctx, lambda: ctx.plain(p, q), upstream), None
         to_p, to_q = (
             torch.empty_like(t) if wanted else None for t, wanted in zip((p, q), ctx.needs_input_grad, strict=False)
         )

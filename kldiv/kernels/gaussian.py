@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, fused, gradients_again, in_eager
+from kldiv.kernels import blocks_of_rows, fused, gradients_again, in_eager, is_plain_backward
 
 Plain = Callable[..., Tensor]
 
@@ -82,7 +82,7 @@ class _GaussianKL(Function):
         mean, log_var = ctx.saved_tensors
         upstream = upstream * ctx.scale
         excess, ctx.excess = ctx.excess, None
-        if torch.is_grad_enabled():  # to be differentiated again
+        if is_plain_backward(upstream):
             return mean * upstream, 0.5 * torch.expm1(log_var) * upstream, None
         if excess is None:  # a graph that was kept: this one is used up
             excess = torch.expm1(log_var)
@@ -146,8 +146,8 @@ class _NormalKL(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            return *gradients_again(ctx, ctx.plain(*given), upstream), None
+        if is_plain_backward(upstream):
+            return *gradients_again(ctx, lambda: ctx.plain(*given), upstream), None
         found = [torch.empty_like(upstream) if wanted else None for wanted in ctx.needs_input_grad[:4]]
         to_mean_p, to_log_var_p, to_mean_q, to_log_var_q = found
         for block in blocks_of_rows(upstream, _ELEMENTS):

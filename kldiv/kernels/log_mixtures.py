@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import gradients_again, in_eager
+from kldiv.kernels import gradients_again, in_eager, is_plain_backward
 from kldiv.special import standardise
 
 _BLOCK = 2**19
@@ -99,9 +99,9 @@ class _LogMixtures(Function):
     def backward(ctx: Any, of_joint: Tensor, of_marginals: Tensor) -> tuple[Tensor | None, ...]:
         sample, mean, log_var = ctx.saved_tensors
         softmax, marginals = ctx.softmax, ctx.marginals
-        if torch.is_grad_enabled():  # to be differentiated again
-            values = _log_mixtures_plain(sample, mean, log_var, ctx.first, ctx.log_weights)
-            return *gradients_again(ctx, values, (of_joint, of_marginals)), None, None
+        if is_plain_backward(of_joint):
+            given = sample, mean, log_var, ctx.first, ctx.log_weights
+            return *gradients_again(ctx, lambda: _log_mixtures_plain(*given), (of_joint, of_marginals)), None, None
         blocks = _Blocks(sample, mean, log_var, ctx.first, ctx.log_weights)
         to_sample = torch.empty_like(blocks.sample)
         to_mean, to_log_var = torch.zeros_like(blocks.mean), torch.zeros_like(blocks.mean)

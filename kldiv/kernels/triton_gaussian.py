@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from kldiv.kernels import is_plain_backward
+
 try:
     import triton
     import triton.language as tl
@@ -50,7 +52,7 @@ class _GaussianKL(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         mean, log_var = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
+        if is_plain_backward(upstream):
             up = upstream * ctx.scale
             to_mean, to_log_var = mean.float() * up, 0.5 * torch.expm1(log_var.float()) * up
             return to_mean.to(mean.dtype), to_log_var.to(log_var.dtype), None
