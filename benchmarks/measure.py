@@ -14,19 +14,24 @@ from torch.profiler import ProfilerActivity, profile
 Step = Callable[[], object]
 
 
-def alternate(peers: dict[str, Step], *, runs: int, inner: int = 1) -> dict[str, float]:
-    """Median seconds of a call of each: the peers take turns, ``inner`` calls at a time, the first two rounds apart."""
+def alternate(peers: dict[str, Step], *, runs: int, inner: int = 1, turn: int = 1) -> dict[str, float]:
+    """Median seconds of a call of each, the peers taking turns, the first two rounds apart.
+
+    A turn is so many measurements of ``inner`` calls each. Where a peer frees tens of megabytes, the first call after
+    it takes several times as long as those that follow, and a turn of one would time that.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for run in range(-2, runs):
         for name, step in peers.items():
             step()  # caches and allocator hold what this one left, and not the other's
-            synchronise()
-            start = time.perf_counter()
-            for _ in range(inner):
-                step()
-            synchronise()
-            if run >= 0:
-                seconds[name].append((time.perf_counter() - start) / inner)
+            for _ in range(turn):
+                synchronise()
+                start = time.perf_counter()
+                for _ in range(inner):
+                    step()
+                synchronise()
+                if run >= 0:
+                    seconds[name].append((time.perf_counter() - start) / inner)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -11,6 +11,8 @@ from kldiv.distributions import DiagonalNormal, widened
 from kldiv.divergence import parameter_dtype
 from kldiv.exact.discrete import given
 from kldiv.functional import check_broadcast
+from kldiv.kernels import in_eager
+from kldiv.kernels.normal_mixture import mixture_log_density
 
 
 class DiagonalNormalMixture(MixtureSameFamily):
@@ -93,20 +95,13 @@ class DiagonalNormalMixture(MixtureSameFamily):
         events = len(self.event_shape)
         split = value.ndim - events
         event = check_broadcast(value=value.shape[split:], event_shape=self.event_shape)
-        z = _flatten(value.expand(value.shape[:split] + event), events).double()
-        mean, log_var = (_flatten(p, events).double() for p in (components.mean, components.log_var))
-
-        # the value depends on no center, and so its gradient neither
-        center = mean.detach().mean(-2, keepdim=True)
-        # infinity has the density 0, by the smallest numbers with which nothing is infinity less infinity
-        z, mean = (z - center.squeeze(-2)).clamp(-1e60, 1e60), mean - center
-        precision = torch.exp(-log_var.clamp(min=-300.0))
-        scaled = mean * precision
-        constant = log_weights(self._mixture_distribution) - 0.5 * (
-            math.log(2 * math.pi) + log_var + mean * scaled
-        ).sum(-1)
-        of_value, of_component = torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, scaled], -1)
-        result = _log_sum_exp(of_value, of_component, constant, dtype)
+        z = _flatten(value.expand(value.shape[:split] + event), events)
+        mean, log_var = (_flatten(p, events) for p in (components.mean, components.log_var))
+        weights = log_weights(self._mixture_distribution)
+        if mean.ndim == 2 and weights.ndim == 1 and in_eager():
+            result = mixture_log_density(z, mean, log_var, weights, dtype, _log_density)
+        else:
+            result = _log_density(z, mean, log_var, weights, dtype)
         return result.expand(check_broadcast(value=result.shape, batch_shape=self.batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -137,8 +132,17 @@ class DiagonalNormalMixture(MixtureSameFamily):
         return self._component_distribution.batch_shape[:-1] != self.batch_shape
 
 
-def _log_sum_exp(of_value: Tensor, of_component: Tensor, constant: Tensor, dtype: torch.dtype) -> Tensor:
-    """ln sum_k exp(of_value . of_component_k + constant_k), exponentials in ``dtype``."""
+def _log_density(z: Tensor, mean: Tensor, log_var: Tensor, log_weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """The density of (..., D), of components (..., K, D) and weights (..., K): exponentials and result in ``dtype``."""
+    z, mean, log_var = z.double(), mean.double(), log_var.double()
+    # the value depends on no center, and so its gradient neither
+    center = mean.detach().mean(-2, keepdim=True)
+    # infinity has the density 0, by the smallest numbers with which nothing is infinity less infinity
+    z, mean = (z - center.squeeze(-2)).clamp(-1e60, 1e60), mean - center
+    precision = torch.exp(-log_var.clamp(min=-300.0))
+    scaled = mean * precision
+    constant = log_weights - 0.5 * (math.log(2 * math.pi) + log_var + mean * scaled).sum(-1)
+    of_value, of_component = torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, scaled], -1)
     terms = torch.einsum("...d,...kd->...k", of_value, of_component) + constant
     largest = terms.detach().amax(-1, keepdim=True).clamp(min=-1e300)
     # one exponential, where torch.logsumexp takes a second one in the backward pass
