@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import gradients_again, in_eager, is_plain_backward
+from kldiv.kernels import exp_, gradients_again, in_eager, is_plain_backward
 from kldiv.special import standardise
 
 _BLOCK = 2**19
@@ -85,11 +85,11 @@ class _LogMixtures(Function):
                     total.copy_(log)
                 blocks.weigh(log, start)
                 peak = log.amax(1)
-                torch.sum(log.sub_(peak[:, None]).exp_(), 1, out=marginals[d, start:stop])
+                torch.sum(exp_(log.sub_(peak[:, None])), 1, out=marginals[d, start:stop])
                 marginals[d, start:stop].log_().add_(peak)
             blocks.weigh(total, start)
             joint[start:stop] = torch.logsumexp(total, 1)
-            total.sub_(joint[start:stop, None]).exp_()
+            exp_(total.sub_(joint[start:stop, None]))
         ctx.save_for_backward(sample, mean, log_var)
         ctx.softmax, ctx.marginals = softmax, marginals
         ctx.first, ctx.log_weights = first, log_weights
@@ -112,7 +112,7 @@ class _LogMixtures(Function):
                 distance, log = blocks.log_normal(d, start, stop)
                 blocks.weigh(log, start)
                 # of each pair: what the two logarithms ask of ln N
-                asked = log.sub_(marginals[d, start:stop, None]).exp_().mul_(of_rows).add_(share)
+                asked = exp_(log.sub_(marginals[d, start:stop, None])).mul_(of_rows).add_(share)
                 to_log_var[d].sub_(torch.mv(asked.T, ones))
                 asked.mul_(distance)
                 to_sample[d, start:stop] = torch.mv(asked, blocks.precision[d]).neg_()
