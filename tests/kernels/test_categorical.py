@@ -37,6 +37,48 @@ def test_against_the_plain_formula_in_double_precision(perturbation, shift):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-7 * other.abs().max().item())
 
 
+@pytest.mark.parametrize("shift", [0.0, -40.0])
+@pytest.mark.parametrize("perturbation", [0.1, 10.0])
+def test_gradients_of_rows_that_are_all_but_certain(perturbation, shift):
+    """Each row's to 1e-6 of its own largest, which may be 1e-15."""
+    given = pair(perturbation, shift, shape=(200, 5), spread=10.0)
+    wide = [t.detach().double().requires_grad_() for t in given]
+    found = torch.autograd.grad(categorical_kl(*given, _kl_categorical).sum(), given)
+    for one, other in zip(found, torch.autograd.grad(_kl_categorical(*wide).sum(), wide), strict=True):
+        assert ((one.double() - other).abs() / other.abs().amax(1, keepdim=True)).max() < 1e-6
+
+
+def test_zero_probabilities_and_wild_logits_in_their_own_way_and_by_the_plain_formula(monkeypatch):
+    plain = []
+
+    def counted(p, q):
+        plain.append(len(p))
+        return _kl_categorical(p, q)
+
+    p, q = (t.detach() for t in pair(1.0))
+    masked = p.clone()
+    masked[:, 2] = -math.inf
+    both = q.clone()
+    both[:, 2] = -math.inf
+    for one, other, is_plain in (
+        (masked, q, False),
+        (masked, both, False),
+        (masked.nan_to_num(neginf=-1e9), q, False),
+        (masked.nan_to_num(neginf=-1e9), both, True),  # in real numbers the first has mass there
+        (p, both, True),
+        (p + 800, q, True),
+        (p - 800, q, True),
+    ):
+        plain.clear()
+        given = [one.clone().requires_grad_(), other.clone().requires_grad_()]
+        found = categorical_kl(*given, counted)
+        assert bool(plain) == is_plain
+        torch.testing.assert_close(found, _kl_categorical(one, other))
+        if found.isfinite().all():
+            expected = torch.autograd.grad(_kl_categorical(*given).sum(), given)
+            torch.testing.assert_close(torch.autograd.grad(found.sum(), given), expected, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("perturbation", [1e-11, 1e-9, 1e-8, 1e-7, 1e-6])
 def test_very_close_logits_near_zero(perturbation):
     given = pair(perturbation, spread=1e-6)
