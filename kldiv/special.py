@@ -51,8 +51,8 @@ class _Expm1mx(Function):
 
 
 def _is_near(u: Tensor) -> Tensor:
-    """Between -0.6 and 1, where a rounded exponential is too coarse to subtract from."""
-    return (u - 0.2).abs() < 0.8
+    """Near 0, where a rounded exponential is too coarse to subtract from."""
+    return u.abs() < 0.55
 
 
 def _near_expm1mx(u: Tensor) -> Tensor:
@@ -259,13 +259,13 @@ _NODES, _WEIGHTS = gauss_legendre(12)
 _ATANH_TERMS = {torch.float32: 7, torch.float64: 16}
 _LARGE = 1e30
 _SERIES = {torch.float32: _taylor(9), torch.float64: _taylor(15)}
-# of (e^u - 1 - u)/u^2 between -0.6 and 1: the interpolant at the zeros of a Chebyshev polynomial, to 6e-8
+# of (e^u - 1 - u)/u^2 between -0.55 and 0.55, with 1/2 at 0: the interpolant at the zeros of a Chebyshev polynomial,
+# to 1e-7
 _CHEBYSHEV = (
     0.5,
-    0.166666641831398,
-    0.041667088866233826,
-    0.00833351444453001,
-    0.0013861922780051827,
-    0.000198983441805467,
-    2.9404223823803477e-05,
+    0.1666666666666738,
+    0.041665954461295916,
+    0.008333254259739131,
+    0.0013982985777479234,
+    0.0001994575805414567,
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from kldiv.kernels import blocks_of_rows, fused, gradients_again, in_eager, is_plain_backward
+from kldiv.special import expm1mx, widen
 
 Plain = Callable[..., Tensor]
 
@@ -21,7 +22,12 @@ _ELEMENTS = 2**18
 
 
 def has_gaussian_kl(mean: Tensor, log_var: Tensor) -> bool:
-    """Whether :func:`gaussian_kl` takes them: ``float32`` on a CPU, also half precision on CUDA with Triton."""
+    """Whether :func:`gaussian_kl` takes them: ``float32`` on a CPU, also half precision on CUDA with Triton.
+
+    Under ``torch.compile`` it takes whatever is floating.
+    """
+    if torch.compiler.is_compiling():
+        return True
     if mean.is_cuda:
         one_kind = mean.dtype == log_var.dtype and mean.device == log_var.device
         return one_kind and mean.dtype in _OF_TRITON and in_eager() and _has_triton(mean.device)
@@ -46,6 +52,9 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
         scale: of the sum.
     Returns: shape ().
     """
+    if torch.compiler.is_compiling():
+        mean, log_var = widen(mean, log_var)
+        return 0.5 * scale * (expm1mx(log_var) + mean * mean).flatten(1).sum(1).sum()
     if mean.is_cuda:
         from kldiv.kernels import triton_gaussian  # Triton takes half a second to import
 
