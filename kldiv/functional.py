@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kldiv.kernels import fused
-from kldiv.kernels.categorical import categorical_kl
+from kldiv.kernels.categorical import categorical_kl, has_categorical_kl
 from kldiv.kernels.gaussian import normal_kl
 from kldiv.special import broadcast, exact_difference, expm1mx, standardise, widen
 
@@ -129,7 +129,7 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
             f"{tuple(logits_q.shape)} {logits_q.shape[dim]}: they must be the same"
         )
     a, b = broadcast(*widen(logits_p, logits_q))
-    if a.numel() >= _LARGE and fused(a, b):
+    if a.numel() >= _LARGE and has_categorical_kl(a, b):
         return categorical_kl(a.movedim(dim, -1), b.movedim(dim, -1), _kl_categorical)
     return _kl_categorical(a, b, dim)
 

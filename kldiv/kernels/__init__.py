@@ -5,6 +5,8 @@ which fuses by itself, and under function transforms and forward-mode differenti
 that is decided.
 """
 
+import functools
+import importlib.util
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,13 @@ def in_eager() -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
     )
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton is there, and the CUDA device one that it compiles for."""
+    found = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+    return found and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def blocks_of_rows(values: Tensor, numbers: int) -> list[Any]:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, gradients_again, is_plain_backward, workspace
+from kldiv.kernels import (
+    blocks_of_rows,
+    fused,
+    gradients_again,
+    has_triton,
+    in_eager,
+    is_plain_backward,
+    workspace,
+)
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -16,18 +24,30 @@ _BLOCK = 2**18
 """Numbers in a block, of which four are held in ``float64``."""
 
 
+def has_categorical_kl(logits_p: Tensor, logits_q: Tensor) -> bool:
+    """Whether :func:`categorical_kl` takes them: ``float32`` on a CPU, or on CUDA with Triton."""
+    if logits_p.is_cuda:
+        one_kind = logits_p.dtype == logits_q.dtype == torch.float32 and logits_p.device == logits_q.device
+        return one_kind and in_eager() and has_triton(logits_p.device)
+    return fused(logits_p, logits_q)
+
+
 def categorical_kl(logits_p: Tensor, logits_q: Tensor, plain: Plain) -> Tensor:
     """D_KL(softmax(logits_p) || softmax(logits_q)) along the last dimension, in nats, with its bounds of accuracy.
 
     Args:
-        logits_p, logits_q: of one shape, in ``float32``.
+        logits_p, logits_q: of one shape; :func:`has_categorical_kl` says of which kind.
         plain: the formula for the rest: a block where only q has a probability of 0, or whose numbers leave
             ``float64``; and for a second derivative.
     Returns: the shape without its last dimension.
     """
-    rows = [logits.reshape(-1, logits.shape[-1]) for logits in (logits_p, logits_q)]
-    wanted = [logits.requires_grad and torch.is_grad_enabled() for logits in rows]
-    values: Tensor = _CategoricalKL.apply(*rows, wanted, plain)
+    p, q = (logits.reshape(-1, logits.shape[-1]) for logits in (logits_p, logits_q))
+    wanted = [logits.requires_grad and torch.is_grad_enabled() for logits in (p, q)]
+    if logits_p.is_cuda:
+        from kldiv.kernels import triton_categorical  # Triton takes half a second to import
+
+        return triton_categorical.categorical_kl(p, q, wanted, plain).view(logits_p.shape[:-1])
+    values: Tensor = _CategoricalKL.apply(p, q, wanted, plain)
     return values.view(logits_p.shape[:-1])
 
 

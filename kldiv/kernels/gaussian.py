@@ -1,7 +1,5 @@
 """The KL of normals, by blocks that stay in cache: the sum of it, and each element."""
 
-import functools
-import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, fused, gradients_again, in_eager, is_plain_backward
+from kldiv.kernels import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
 from kldiv.special import expm1mx, widen
 
 Plain = Callable[..., Tensor]
@@ -30,14 +28,8 @@ def has_gaussian_kl(mean: Tensor, log_var: Tensor) -> bool:
         return True
     if mean.is_cuda:
         one_kind = mean.dtype == log_var.dtype and mean.device == log_var.device
-        return one_kind and mean.dtype in _OF_TRITON and in_eager() and _has_triton(mean.device)
+        return one_kind and mean.dtype in _OF_TRITON and in_eager() and has_triton(mean.device)
     return fused(mean, log_var)
-
-
-@functools.cache
-def _has_triton(device: torch.device) -> bool:
-    found = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
-    return found and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:

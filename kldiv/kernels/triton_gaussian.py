@@ -12,17 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from kldiv.kernels import is_plain_backward
-
-try:
-    import triton
-    import triton.language as tl
-
-    jit = triton.jit
-except ImportError:  # then nobody calls what is below
-
-    def jit(function: Any) -> Any:
-        return function
-
+from kldiv.kernels.triton_math import half_excess_and_spread, jit, power_of_two, tl
 
 _BLOCK = 2048
 _PROGRAMS = 8
@@ -90,7 +80,7 @@ def forward(mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor] | No
             log_var.stride(0),
             scale,
             PROGRAMS=programs,
-            HELD=_power_of_two(programs),
+            HELD=power_of_two(programs),
             BLOCK=block,
             STRIDED=not (mean.is_contiguous() and log_var.is_contiguous()),
             WITH_GRADIENTS=gradients is not None,
@@ -131,13 +121,9 @@ def _rows(values: Tensor) -> Tensor:
 def _grid(values: Tensor) -> tuple[int, int]:
     """Programs, and numbers in a block."""
     if values.numel() <= 2 * _BLOCK:
-        return 1, _power_of_two(max(values.numel(), 128))
+        return 1, power_of_two(max(values.numel(), 128))
     most = _PROGRAMS * torch.cuda.get_device_properties(values.device).multi_processor_count if values.is_cuda else 4
     return min(most, -(-values.numel() // _BLOCK)), _BLOCK
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
@@ -162,43 +148,6 @@ def _load(pointer, at, mask, columns, stride, STRIDED: tl.constexpr):  # type: i
     else:
         place = at
     return tl.load(pointer + place, mask=mask, other=0.0).to(tl.float32)
-
-
-@jit
-def _half_excess_and_spread(u):  # type: ignore[no-untyped-def]
-    """Half of e^u - 1 and of e^u - 1 - u: between -0.6 and 1 by a polynomial, that of kldiv.special for compilers."""
-    # e^u = 2^n e^r to the last digits, where the hardware's own loses some to the size of u
-    held = tl.minimum(tl.maximum(u, -87.0), 90.0)
-    n = tl.floor(held * 1.4426950408889634 + 0.5)
-    r = (held - n * 0.693145751953125) - n * 1.428606765330187e-06
-    p = 1.0 / 5040
-    p = p * r + 1.0 / 720
-    p = p * r + 1.0 / 120
-    p = p * r + 1.0 / 24
-    p = p * r + 1.0 / 6
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    # e^u / 2 in two halves: 2^128 is infinite
-    whole = n.to(tl.int32) - 1
-    half = whole >> 1
-    first = ((half + 127) << 23).to(tl.float32, bitcast=True)
-    second = ((whole - half + 127) << 23).to(tl.float32, bitcast=True)
-    exponential = p * first * second
-    exponential = tl.where(u > 90.0, float("inf"), exponential)
-    exponential = tl.where(u == u, exponential, u)
-    s = 2.9404223823803477e-05
-    s = s * u + 0.000198983441805467
-    s = s * u + 0.0013861922780051827
-    s = s * u + 0.00833351444453001
-    s = s * u + 0.041667088866233826
-    s = s * u + 0.166666641831398
-    s = s * u + 0.5
-    near = tl.abs(u - 0.2) < 0.8
-    close = 0.5 * u * u * s
-    excess = tl.where(near, 0.5 * u + close, exponential - 0.5)
-    spread = tl.where(near, close, exponential - 0.5 - 0.5 * tl.minimum(u, 1e30))
-    return excess, spread
 
 
 @jit
@@ -229,7 +178,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         mask = at < size
         mean = _load(mean_pointer, at, mask, columns, mean_stride, STRIDED)
         log_var = _load(log_var_pointer, at, mask, columns, log_var_stride, STRIDED)
-        excess, spread = _half_excess_and_spread(log_var)
+        excess, spread = half_excess_and_spread(log_var)
         # a sum with what its rounding loses (Kahan): a lane adds many
         term = (spread + 0.5 * mean * mean) - lost
         new = found + term
@@ -277,6 +226,6 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             mask = at < size
             mean = _load(mean_pointer, at, mask, columns, mean_stride, STRIDED)
             log_var = _load(log_var_pointer, at, mask, columns, log_var_stride, STRIDED)
-            excess, _ = _half_excess_and_spread(log_var)
+            excess, _ = half_excess_and_spread(log_var)
             tl.store(to_mean_pointer + at, (mean * factor).to(to_mean_pointer.dtype.element_ty), mask=mask)
             tl.store(to_log_var_pointer + at, (excess * factor).to(to_log_var_pointer.dtype.element_ty), mask=mask)

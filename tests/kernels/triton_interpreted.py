@@ -8,10 +8,14 @@ import math
 import pytest
 import torch
 
-from kldiv.functional import kl_normal
+from kldiv.functional import _kl_categorical, kl_normal
+from kldiv.kernels import triton_categorical
 from kldiv.kernels import triton_gaussian as kernel
 
 SHAPES = [(1, 1), (128, 20), (3, 5), (40, 300), (4, 2, 1031), (0, 4)]
+
+numpy_tells = pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+"""What a GPU does not: infinity less infinity where the other branch is taken."""
 
 
 def batch(scale, shape, dtype=torch.float32, device="cpu", *, halves=False):
@@ -57,7 +61,7 @@ def test_half_precision(dtype, tolerance):
     check(kernel.gaussian_kl, batch(1.0, (40, 300), dtype), tolerance=tolerance)
 
 
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")  # NumPy tells what a GPU does not
+@numpy_tells
 def test_edges_of_the_domain():
     for value in (math.inf, -math.inf, math.nan, 88.0, 88.9, 100.0, -1e30, 3e38, 0.0, 1e-40, -0.6, 1.0):
         log_var = torch.tensor([[0.5, value, 0.0]]).requires_grad_()
@@ -74,3 +78,73 @@ def test_twice_differentiable():
         for f in (lambda m, v: kernel.gaussian_kl(m, v, 0.5), lambda m, v: 0.5 * kl_normal(m, v).sum())
     )
     torch.testing.assert_close(found, expected)
+
+
+def logits(perturbation, shift=0.0, shape=(6, 300), spread=3.0, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    p = spread * torch.randn(shape, generator=generator)
+    q = p + perturbation * torch.randn(shape, generator=generator) + shift
+    return [t.to(device).requires_grad_() for t in (p, q)]
+
+
+def categorical_kl(p, q):
+    return triton_categorical.categorical_kl(p, q, [p.requires_grad, q.requires_grad], _kl_categorical)
+
+
+def check_categories(given):
+    """Values to 1e-6, and each row's gradients to 5e-6 of their largest."""
+    wide = [t.detach().double().requires_grad_() for t in given]
+    found, truth = categorical_kl(*given), _kl_categorical(*wide)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+    for upstream in (torch.ones_like(found), torch.linspace(-2, -1, len(found), device=found.device)):
+        expected = torch.autograd.grad(truth, wide, upstream.double(), retain_graph=True)
+        for _ in range(2):  # and once more of a graph that was kept
+            gradients = torch.autograd.grad(found, given, upstream, retain_graph=True)
+            for one, other in zip(gradients, expected, strict=True):
+                error = (one.double() - other).abs() / other.abs().amax(1, keepdim=True)
+                assert error[found.isfinite()].max() < 5e-6
+        found = categorical_kl(*given)
+
+
+@numpy_tells
+@pytest.mark.parametrize(("perturbation", "shift"), [(1e-6, 100.0), (1e-3, 0.0), (0.1, -40.0), (3.0, 0.0), (30.0, 5.0)])
+def test_categories_against_the_plain_formula(perturbation, shift):
+    check_categories(logits(perturbation, shift))
+
+
+@numpy_tells
+def test_more_categories_than_a_block_and_fewer():
+    check_categories(logits(0.1, 1.0, shape=(2, 5000)))
+    check_categories(logits(1.0, shape=(3, 2)))
+    assert categorical_kl(*logits(1.0, shape=(0, 4))).shape == (0,)
+
+
+@numpy_tells
+def test_probabilities_of_zero_and_equal_logits():
+    p, q = (t.detach() for t in logits(1.0))
+    masked, both = p.clone(), q.clone()
+    masked[:, ::3] = both[:, ::3] = -math.inf
+    for one, other in ((masked, q), (masked, both), (masked.nan_to_num(neginf=-1e9), q), (p, both), (p, p + 0.0)):
+        given = [one.clone().requires_grad_(), other.clone().requires_grad_()]
+        plain = [t.detach().clone().requires_grad_() for t in given]
+        found, expected = categorical_kl(*given), _kl_categorical(*plain)
+        torch.testing.assert_close(found, expected)
+        gradients = torch.autograd.grad(found.sum(), given), torch.autograd.grad(expected.sum(), plain)
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+@numpy_tells
+def test_categories_twice_differentiable_one_gradient_alone_and_strides():
+    given = logits(1.0, shape=(2, 3))
+    found, expected = (
+        torch.autograd.functional.hessian(lambda p, q, f=f: f(p, q).sum(), tuple(given))
+        for f in (categorical_kl, _kl_categorical)
+    )
+    torch.testing.assert_close(found, expected)
+    for wanted in (0, 1):
+        given = [t.detach().requires_grad_(k == wanted) for k, t in enumerate(logits(1.0))]
+        (one,) = torch.autograd.grad(categorical_kl(*given).sum(), given[wanted])
+        (other,) = torch.autograd.grad(_kl_categorical(*given).sum(), given[wanted])
+        torch.testing.assert_close(one, other)
+    across = [t.detach().mT for t in logits(1.0, shape=(40, 6))]
+    torch.testing.assert_close(categorical_kl(*across), _kl_categorical(*across))

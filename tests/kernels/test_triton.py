@@ -9,9 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from kldiv import GaussianKLLoss
-from kldiv.functional import kl_normal
+from kldiv.functional import kl_categorical, kl_normal
 from kldiv.kernels import triton_gaussian as kernel
-from tests.kernels.triton_interpreted import SHAPES, batch, check
+from tests.kernels.triton_interpreted import SHAPES, batch, check, check_categories, logits
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -92,3 +92,25 @@ def test_cuda_graphs_replay_it(shape):
         truth = 2 * given[0].double() / shape[0], torch.expm1(given[1].double()) / shape[0]
         for one, other in zip(gradients, truth, strict=True):
             torch.testing.assert_close(one.double(), other.detach(), rtol=1e-6, atol=0)
+
+
+@on_cuda
+@pytest.mark.parametrize(("perturbation", "shift"), [(1e-6, 100.0), (1e-3, 0.0), (0.1, -40.0), (3.0, 0.0), (30.0, 5.0)])
+@pytest.mark.parametrize("shape", [(64, 300), (8, 50_000)])
+def test_cuda_categories_against_the_plain_formula(perturbation, shift, shape):
+    check_categories(logits(perturbation, shift, shape, device="cuda"))
+
+
+@on_cuda
+def test_cuda_categories_wait_for_nothing_and_hold_two_gradients():
+    given = logits(1.0, shape=(512, 32_768), device="cuda")
+    torch.autograd.grad(kl_categorical(*given).sum(), given)  # compiles
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(kl_categorical(*given).sum(), given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() - before < 1.05 * sum(t.nbytes for t in given)
