@@ -67,8 +67,8 @@ CATEGORICAL = (
 )
 MIXTURE = (
     "two of the three matrix products are in float64, half of our time, for 1e-9 where squares written out lose 1e-5; "
-    "with all of them in float32 it is 25, and the gradients of the variances are good to 1e-5. The peer takes 45 to "
-    "90 ms from run to run, and gains more from a second thread: --threads 1 has a larger ratio"
+    "all of them in float32 are a quarter faster, with gradients of the variances good to 1e-5. The peer takes 45 "
+    "to 90 ms from run to run, and the ratio is 10 to 21; on one thread, from which the peer loses more, 22 to 30"
 )
 LIKELIHOOD = (
     "the decoder's matrix products, the same in the loop, are half of our time, and memory new to each of its layers a "
