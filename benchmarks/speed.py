@@ -71,8 +71,8 @@ MIXTURE = (
     "to 90 ms from run to run, and the ratio is 10 to 21; on one thread, from which the peer loses more, 22 to 30"
 )
 LIKELIHOOD = (
-    "the decoder's matrix products, the same in the loop, are half of our time, and memory new to each of its layers a "
-    "fifth. Tried: 200 to 5000 rows at a time (2000 are best), one pass for the likelihood"
+    "the decoder's matrix products, the same in the loop, are more than half of our time. Done: memory that each layer "
+    "frees is kept for the next. Tried: 200 to 5000 rows at a time (2000 are best), one pass for the likelihood"
 )
 EPOCH = (
     "a millisecond a step in Lightning's hooks, callbacks and progress bar (python -m benchmarks.step), the rest in "

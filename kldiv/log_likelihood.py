@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from kldiv.elbo import check_likelihood
 from kldiv.importance import ImportanceWeightedELBOLoss, LogLikelihood
+from kldiv.kernels import keep_freed_memory
 
 
 @torch.no_grad()
@@ -104,8 +105,11 @@ def estimate_log_likelihood(
     tensor([-5.5452, -5.5452, -5.5452])
     """
     device = _device_of(encoder)
+    on_cpu = device is None or device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     if max_rows is None:
-        max_rows = 2000 if device is None or device.type == "cpu" else 5000
+        max_rows = 2000 if on_cpu else 5000
     if num_samples < 1 or max_rows < 1:
         raise ValueError(f"num_samples={num_samples}, max_rows={max_rows}: at least one")
     bound = ImportanceWeightedELBOLoss(check_likelihood(reconstruction))
