@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from kldiv.elbo import check_likelihood
 from kldiv.importance import ImportanceWeightedELBOLoss, LogLikelihood
-from kldiv.kernels import keep_freed_memory
+from kldiv.kernels.memory import keep_freed_memory
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ that is decided.
 
 import functools
 import importlib.util
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -46,19 +45,6 @@ def blocks_of_rows(values: Tensor, numbers: int) -> list[Any]:
     return [slice(start, start + height) for start in range(0, len(values), height)]
 
 
-def workspace(shape: torch.Size, dtype: torch.dtype, count: int) -> list[Tensor]:
-    """So many contiguous tensors on a CPU, in memory that this thread's next call uses again.
-
-    Memory that is new at each call costs as much as an exponential of what is put there.
-    """
-    size = count * shape.numel()
-    flat = _reused.flat.get(dtype)
-    if flat is None or flat.numel() < size:
-        with torch.inference_mode(False):  # else training could not write where a validation has been
-            flat = _reused.flat[dtype] = torch.empty(size, dtype=dtype, device="cpu")
-    return list(flat[:size].view(count, *shape).unbind())
-
-
 def exp_(values: Tensor) -> Tensor:
     """exp of what is not positive, in place: 0 where it would leave the normal numbers of ``float32``.
 
@@ -67,25 +53,6 @@ def exp_(values: Tensor) -> Tensor:
     if values.dtype != torch.float32 or not values.is_cpu:
         return values.exp_()
     return torch.threshold_(values.clamp_(min=-87.0).exp_(), 2e-38, 0.0)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Has glibc keep up to 64 MB of what is freed, for the next layer: else it goes back to the system, page by page.
-
-    A page that comes anew costs a microsecond, those of a decoder's outputs a fifth of their time. glibc keeps twice
-    the largest block that it has given back, if that is no larger than 32 MB: one of that size, which nobody touches,
-    is freed here. Elsewhere it changes nothing. Source: mallopt(3), M_MMAP_THRESHOLD.
-    """
-    torch.empty(2**25 - 2**13, dtype=torch.uint8, device="cpu")
-
-
-class _Reused(threading.local):
-    def __init__(self) -> None:
-        self.flat: dict[torch.dtype, Tensor] = {}
-
-
-_reused = _Reused()
 
 
 def is_plain_backward(upstream: Tensor) -> bool:

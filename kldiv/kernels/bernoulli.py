@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, gradients_again, is_plain_backward, workspace
+from kldiv.kernels import blocks_of_rows, gradients_again, is_plain_backward
+from kldiv.kernels.memory import new_like, workspace
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +40,7 @@ class _BernoulliNLL(Function):
         ctx.save_for_backward(logits, target)
         ctx.plain, ctx.derivative = plain, None
         if ctx.needs_input_grad[0]:  # not among the saved, for it is overwritten
-            ctx.derivative = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            ctx.derivative = new_like(logits)
         values = logits.new_empty(len(logits))
         for rows in blocks_of_rows(logits, _ELEMENTS):
             derivative = None if ctx.derivative is None else ctx.derivative[rows]
@@ -57,7 +58,7 @@ class _BernoulliNLL(Function):
             return None, to_target, None
         derivative, ctx.derivative = ctx.derivative, None
         if derivative is None:  # a graph that was kept: this one is used up
-            derivative = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            derivative = new_like(logits)
             for rows in blocks_of_rows(logits, _ELEMENTS):
                 _bernoulli_block(logits[rows], target[rows], upstream.new_empty(len(logits))[rows], derivative[rows])
         return derivative.mul_(upstream), to_target, None

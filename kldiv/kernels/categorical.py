@@ -15,8 +15,8 @@ from kldiv.kernels import (
     has_triton,
     in_eager,
     is_plain_backward,
-    workspace,
 )
+from kldiv.kernels.memory import new_like, workspace
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -88,7 +88,7 @@ class _CategoricalKL(Function):
 def _fill(p: Tensor, q: Tensor, wanted: Any) -> tuple[Tensor, list[Tensor | None], list[Any]]:
     """The KL of each row, the gradients of their sum that are wanted, and the blocks where neither is to be used."""
     values, rest = p.new_empty(len(p)), []
-    to_p, to_q = (torch.empty_like(t) if want else None for t, want in zip((p, q), wanted, strict=True))
+    to_p, to_q = (new_like(t) if want else None for t, want in zip((p, q), wanted, strict=True))
     masked = False
     for block in blocks_of_rows(p, _BLOCK):
         some_to_p, some_to_q = (None if t is None else t[block] for t in (to_p, to_q))

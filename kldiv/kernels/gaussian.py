@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from kldiv.kernels import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
+from kldiv.kernels.memory import new_like
 from kldiv.special import expm1mx, widen
 
 Plain = Callable[..., Tensor]
@@ -68,7 +69,7 @@ class _GaussianKL(Function):
             excess = ctx.excess = torch.expm1(log_var)
             doubled = _twice_gaussian_kl(mean, log_var, excess)
         else:
-            excess = ctx.excess = torch.empty_like(log_var, memory_format=torch.contiguous_format)
+            excess = ctx.excess = new_like(log_var)
             m, u, e = mean.reshape(-1), log_var.reshape(-1), excess.view(-1)
             doubled, work = 0.0, m.new_empty(_ELEMENTS)
             for block in range(0, size, _ELEMENTS):
@@ -87,7 +88,10 @@ class _GaussianKL(Function):
             return mean * upstream, 0.5 * torch.expm1(log_var) * upstream, None
         if excess is None:  # a graph that was kept: this one is used up
             excess = torch.expm1(log_var)
-        return mean * upstream, excess.mul_(0.5 * upstream), None
+        # small ones by the shortest way, which is what their time is made of
+        is_small = mean.numel() <= _ELEMENTS
+        to_mean = mean * upstream if is_small else torch.mul(mean, upstream, out=new_like(mean))
+        return to_mean, excess.mul_(0.5 * upstream), None
 
 
 def _twice_gaussian_kl(mean: Tensor, log_var: Tensor, excess: Tensor, work: Tensor | None = None) -> float:
@@ -133,7 +137,7 @@ class _NormalKL(Function):
         given = mean_p, log_var_p, mean_q, log_var_q
         ctx.save_for_backward(*given)
         ctx.plain = plain
-        values = torch.empty_like(mean_p, memory_format=torch.contiguous_format)
+        values = new_like(mean_p)
         for block in blocks_of_rows(values, _ELEMENTS):
             distance, ratio, _ = _compare(given, block)
             spread = torch.expm1(ratio).sub_(ratio)
@@ -149,7 +153,7 @@ class _NormalKL(Function):
         given = ctx.saved_tensors
         if is_plain_backward(upstream):
             return *gradients_again(ctx, lambda: ctx.plain(*given), upstream), None
-        found = [torch.empty_like(upstream) if wanted else None for wanted in ctx.needs_input_grad[:4]]
+        found = [new_like(upstream) if wanted else None for wanted in ctx.needs_input_grad[:4]]
         to_mean_p, to_log_var_p, to_mean_q, to_log_var_q = found
         for block in blocks_of_rows(upstream, _ELEMENTS):
             distance, ratio, root = _compare(given, block)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, exp_, gradients_again, is_plain_backward, workspace
+from kldiv.kernels import blocks_of_rows, exp_, gradients_again, is_plain_backward
+from kldiv.kernels.memory import workspace
 
 Plain = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
 

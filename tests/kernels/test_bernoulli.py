@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from kldiv import BernoulliNLL, kernels
+from kldiv import BernoulliNLL
 from kldiv.kernels import bernoulli as kernel
+from kldiv.kernels import memory
 from kldiv.kernels.bernoulli import bernoulli_nll
 from kldiv.kernels.bernoulli import traced_bernoulli_nll as traced
 from kldiv.reconstruction import _bernoulli_nll
@@ -117,7 +118,7 @@ def test_memory_that_is_used_again_is_not_seen_outside():
 
 
 def test_training_after_a_validation_in_inference_mode(monkeypatch):
-    monkeypatch.setattr(kernels, "_reused", kernels._Reused())
+    monkeypatch.setattr(memory, "_reused", memory._Reused())
     with torch.inference_mode():
         BernoulliNLL()(torch.randn(400, 50), torch.rand(400, 50))
     logits, target = batch(1.0, (3, 30))

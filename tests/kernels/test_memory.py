@@ -1,0 +1,50 @@
+"""How many pages new memory takes, by the system's own count."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kldiv
+from kldiv.kernels.memory import new_like
+
+SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not SWITCH.exists() or "[never]" in SWITCH.read_text(), reason="the system has no huge pages to give"
+)
+def test_large_gradients_are_had_in_huge_pages():
+    """Of 40 MB each: two of them are 20,480 small pages, or 40 huge ones."""
+    code = """
+import resource, torch, kldiv
+given = [torch.randn(320, 32768).requires_grad_() for _ in range(2)]
+def faults(loss):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.autograd.grad(loss(*given), given)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for loss in (kldiv.GaussianKLLoss(), lambda p, q: kldiv.functional.kl_categorical(p, q).sum()):
+    print(min(faults(loss) for _ in range(3)))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
+    )
+    assert all(int(line) < 10_000 for line in run.stdout.split()), run.stdout
+
+
+@pytest.mark.parametrize("columns", [3, 2**23 + 5])
+def test_new_memory_is_contiguous_and_has_a_place_for_every_number(columns):
+    like = torch.zeros(columns, 2).T
+    made = new_like(like)
+    assert made.is_contiguous()
+    assert (made.shape, made.dtype) == (like.shape, like.dtype)
+    assert (made.fill_(3.0) == 3).all()
+
+
+def test_gradients_of_a_size_that_is_had_in_huge_pages():
+    given = [torch.randn(2**13 + 1, 2**10).requires_grad_() for _ in range(2)]
+    found = torch.autograd.grad(kldiv.GaussianKLLoss(reduction="sum")(*given), given)
+    for gradient, expected in zip(found, (given[0], 0.5 * torch.expm1(given[1])), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
