@@ -99,11 +99,11 @@ def latents(*shape: int) -> list[Tensor]:
 def gaussian(options: argparse.Namespace) -> list[Row]:
     loss = kldiv.GaussianKLLoss()
     rows = []
-    for shape, runs, inner, reach, aim in (((128, 20), 60, 40, 0.9, 0.75), ((4096, 1024), 9, 1, 0.6, 0.4)):
+    for shape, runs, inner, turn, reach, aim in (((128, 20), 60, 40, 1, 0.9, 0.75), ((4096, 1024), 9, 1, 3, 0.6, 0.4)):
         given = latents(*shape)
         peers = {"ours": gradients(loss, given), "one-liner": gradients(one_liner, given)}
         peers["torch"] = gradients(of_torch, given)
-        found = alternate(peers, runs=runs, inner=inner)
+        found = alternate(peers, runs=runs, inner=inner, turn=turn)
         size = " x ".join(map(str, shape))
         note = f"one-liner {1e6 * found['one-liner']:.0f} us"
         note += f", torch.distributions {found['torch'] / found['one-liner']:.1f}"

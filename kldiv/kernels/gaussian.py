@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from kldiv.kernels import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
-from kldiv.kernels.memory import new_like
+from kldiv.kernels.memory import new_like, workspace
 from kldiv.special import expm1mx, widen
 
 Plain = Callable[..., Tensor]
@@ -52,32 +52,24 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
         from kldiv.kernels import triton_gaussian  # Triton takes half a second to import
 
         return triton_gaussian.gaussian_kl(mean, log_var, scale)
-    total: Tensor = _GaussianKL.apply(mean, log_var, scale)
+    if mean.numel() <= _ELEMENTS:
+        total: Tensor = _GaussianKL.apply(mean, log_var, scale)
+    else:
+        wanted = [t.requires_grad and torch.is_grad_enabled() for t in (mean, log_var)]
+        total = _LargeGaussianKL.apply(mean, log_var, scale, wanted)
     return total
 
 
 class _GaussianKL(Function):
-    """In one pass by blocks that stay in cache: the forward makes what is to be the gradient of the log-variance."""
+    """Of one block, in the fewest operations: the forward makes what is to be the gradient of the log-variance."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mean, log_var)
         ctx.scale = scale
-        size = mean.numel()
-        # what the backward makes the gradient of the log-variance of: not among the saved, for it is overwritten
-        if size <= _ELEMENTS:
-            excess = ctx.excess = torch.expm1(log_var)
-            doubled = _twice_gaussian_kl(mean, log_var, excess)
-        else:
-            excess = ctx.excess = new_like(log_var)
-            m, u, e = mean.reshape(-1), log_var.reshape(-1), excess.view(-1)
-            doubled, work = 0.0, m.new_empty(_ELEMENTS)
-            for block in range(0, size, _ELEMENTS):
-                some = slice(block, block + _ELEMENTS)
-                torch.expm1(u[some], out=e[some])
-                doubled += _twice_gaussian_kl(m[some], u[some], e[some], work[: min(_ELEMENTS, size - block)])
-        total = 0.5 * scale * doubled
-        return mean.new_full((), math.inf if total > torch.finfo(mean.dtype).max else total)
+        # not among the saved, for it is overwritten
+        excess = ctx.excess = torch.expm1(log_var)
+        return _total(mean, scale * _twice_gaussian_kl(mean, log_var, excess))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,13 +77,62 @@ class _GaussianKL(Function):
         upstream = upstream * ctx.scale
         excess, ctx.excess = ctx.excess, None
         if is_plain_backward(upstream):
-            return mean * upstream, 0.5 * torch.expm1(log_var) * upstream, None
+            return _plain_gradients(mean, log_var, upstream)
         if excess is None:  # a graph that was kept: this one is used up
             excess = torch.expm1(log_var)
-        # small ones by the shortest way, which is what their time is made of
-        is_small = mean.numel() <= _ELEMENTS
-        to_mean = mean * upstream if is_small else torch.mul(mean, upstream, out=new_like(mean))
-        return to_mean, excess.mul_(0.5 * upstream), None
+        return mean * upstream, excess.mul_(0.5 * upstream), None
+
+
+class _LargeGaussianKL(Function):
+    """In one pass by blocks that stay in cache: the forward makes the gradients, which the backward scales."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_var: Tensor, scale: float, wanted: list[bool]) -> Tensor:
+        ctx.save_for_backward(mean, log_var)
+        ctx.scale = scale
+        value, ctx.gradients = _fill(mean, log_var, scale, wanted)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        mean, log_var = ctx.saved_tensors
+        if is_plain_backward(upstream):
+            return *_plain_gradients(mean, log_var, upstream * ctx.scale), None
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # a graph that was kept: these are used up
+            _, gradients = _fill(mean, log_var, ctx.scale, ctx.needs_input_grad[:2])
+        if upstream != 1:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(upstream)
+        return *gradients, None, None
+
+
+def _fill(mean: Tensor, log_var: Tensor, scale: float, wanted: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """``scale`` times the sum, and the gradients that are wanted of it."""
+    gradients = [new_like(t) if want else None for t, want in zip((mean, log_var), wanted, strict=True)]
+    to_mean, to_log_var = (None if t is None else t.view(-1) for t in gradients)
+    m, u, doubled = mean.reshape(-1), log_var.reshape(-1), 0.0
+    work, spare = workspace(torch.Size([_ELEMENTS]), mean.dtype, 2)
+    for start in range(0, len(m), _ELEMENTS):
+        block = slice(start, min(start + _ELEMENTS, len(m)))
+        size = block.stop - start
+        excess = torch.expm1(u[block], out=spare[:size] if to_log_var is None else to_log_var[block])
+        doubled += _twice_gaussian_kl(m[block], u[block], excess, work[:size])
+        if to_mean is not None:
+            torch.mul(m[block], scale, out=to_mean[block])
+        if to_log_var is not None:
+            excess.mul_(0.5 * scale)
+    return _total(mean, scale * doubled), gradients
+
+
+def _total(like: Tensor, doubled: float) -> Tensor:
+    total = 0.5 * doubled
+    return like.new_full((), math.inf if total > torch.finfo(like.dtype).max else total)
+
+
+def _plain_gradients(mean: Tensor, log_var: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return mean * upstream, 0.5 * torch.expm1(log_var) * upstream, None
 
 
 def _twice_gaussian_kl(mean: Tensor, log_var: Tensor, excess: Tensor, work: Tensor | None = None) -> float:
