@@ -1,12 +1,14 @@
 """Every speed that is promised, in one run: make bench [ARGS="--only gaussian decomposition --json FILE --plot FILE"]
 
-Ratios are of medians, kldiv and its peers taking turns. A row says what is to be reached and how far it is from there,
+Ratios are of medians, kldiv and its peers taking turns, each group of rows in a process of its own: what memory the
+allocator has is not that of the rows before. A row says what is to be reached and how far it is from there,
 and one that falls short where the time goes. Rows of a GPU are left out where there is none.
 """
 
 import argparse
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -346,6 +348,13 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 }
 
 
+def measure(name: str, options: argparse.Namespace) -> list[Row]:
+    """The rows of a group."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return GROUPS[name](options)
+
+
 def plot(rows: list[Row], path: Path) -> None:
     """A bar a row: how many times better than promised, on a scale of factors."""
     from matplotlib import ticker
@@ -386,7 +395,9 @@ def main() -> None:
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows = []
     for name in options.only:
-        for row in GROUPS[name](options):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = pool.apply(measure, (name, options))
+        for row in found:
             rows.append(row)
             value = "" if row.value is None else f"{row.value:.2f}"
             bound = f"{'at most' if row.at_most else 'at least'} {row.reach:g}"

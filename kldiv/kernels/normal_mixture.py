@@ -19,6 +19,8 @@ _BLOCK = 2**18
 _NEAR = 512.0
 """Of the squared distances from the mean of the means, over the smallest variance: 2e-6 of a gradient are lost."""
 
+_LARGEST_LOG_PRECISION = 300.0
+
 
 def mixture_log_density(
     value: Tensor, mean: Tensor, log_var: Tensor, log_weights: Tensor, dtype: torch.dtype, plain: Plain
@@ -40,7 +42,7 @@ def mixture_log_density(
 
 
 class _MixtureLogDensity(Function):
-    """In ``float64`` but for the exponentials; the shares of the components are kept, and what goes into products."""
+    """In ``float64`` but for the exponentials; what is kept are these, and what goes into products."""
 
     @staticmethod
     def forward(
@@ -53,29 +55,27 @@ class _MixtureLogDensity(Function):
         of_value, of_component = (log_weights.new_empty(len(rows), 2 * dims) for rows in (value, mean))
         squares, z = of_value[:, :dims], of_value[:, dims:]
         z.copy_(value)
-        wide_mean, wide_log_var = mean.double(), log_var.double()
+        wide_mean = mean.double()
         center = wide_mean.mean(0)
         centred = wide_mean - center
         z.sub_(center).clamp_(-1e60, 1e60)
         torch.mul(z, z, out=squares)
-        precision = wide_log_var.clamp(min=-300.0).neg_().exp_()
+        precision = log_var.double().neg().clamp_(max=_LARGEST_LOG_PRECISION).exp_()
         torch.mul(precision, -0.5, out=of_component[:, :dims])
         scaled = torch.mul(centred, precision, out=of_component[:, dims:])
-        constant = torch.addcmul(wide_log_var, centred, scaled).add_(math.log(2 * math.pi)).sum(1)
-        constant = log_weights - 0.5 * constant
-        shares = value.new_empty(len(value), len(mean), dtype=dtype)
-        result = value.new_empty(len(value), dtype=dtype)
-        for block in _blocks(shares):
-            part = shares[block]
+        constant = torch.linalg.vecdot(centred, scaled).add_(log_var.sum(1, dtype=torch.float64))
+        constant = log_weights - 0.5 * constant.add_(dims * math.log(2 * math.pi))
+        exponentials = value.new_empty(len(value), len(mean), dtype=dtype)
+        totals, result = (value.new_empty(len(value), dtype=dtype) for _ in range(2))
+        for block in _blocks(exponentials):
+            part = exponentials[block]
             terms = torch.addmm(constant, of_value[block], of_component.T, out=_work(part, torch.float64))
-            largest = terms.amax(1, keepdim=True).clamp_(min=-1e300)
-            total = exp_(part.copy_(terms.sub_(largest))).sum(1, keepdim=True)
-            part.div_(total)
-            result[block] = total.log_().add_(largest).squeeze(1)
-        ctx.found = shares, of_value, of_component, centred, precision
+            largest = terms.amax(1).clamp_(min=-1e300)
+            total = torch.sum(exp_(part.copy_(terms.sub_(largest[:, None]))), 1, out=totals[block])
+            result[block] = total.log().add_(largest)
+        ctx.found = exponentials, totals, of_value, of_component, centred, precision
         # where a difference of first powers loses little, float32 does for the gradient of the value
-        is_near = value.is_cpu and value.numel() > 0 and (squares.amax() * precision.amax()).item() < _NEAR
-        ctx.of_value_gradient = dtype if is_near else torch.float64
+        ctx.is_near = value.is_cpu and value.numel() > 0 and (squares.amax() * precision.amax()).item() < _NEAR
         return result
 
     @staticmethod
@@ -84,43 +84,40 @@ class _MixtureLogDensity(Function):
         if is_plain_backward(upstream):
             given = value, mean, log_var, log_weights, upstream.dtype
             return *gradients_again(ctx, lambda: ctx.plain(*given), upstream), None, None
-        shares, of_value, of_component, centred, precision = ctx.found
+        exponentials, totals, of_value, of_component, centred, precision = ctx.found
         dims = mean.shape[1]
-        to_value, for_value = None, of_component
+        of_row = (upstream / totals)[:, None]
+        to_value = to_mean = to_log_var = to_log_weights = None
         if ctx.needs_input_grad[0]:
-            to_value, for_value = torch.empty_like(value), of_component.to(ctx.of_value_gradient)
-        count, sums = torch.zeros_like(log_weights), torch.zeros_like(of_component)
-        for block in _blocks(shares):
-            part, up = shares[block], upstream[block, None]
-            if to_value is not None:
-                z, products = of_value[block, dims:], _times(part, up, for_value.dtype) @ for_value
-                products = products[:, :dims].mul(z).mul_(2).add_(products[:, dims:])
-                to_value[block] = products.masked_fill_(z.abs() >= 1e60, 0)
-            if any(ctx.needs_input_grad[1:]):
-                asked = _times(part, up, torch.float64)
-                count += asked.sum(0)
-            if any(ctx.needs_input_grad[1:3]):
-                sums.addmm_(asked.T, of_value[block])
-        to_mean = to_log_var = None
+            to_value = torch.empty_like(value)
+            for_value = of_component.to(upstream.dtype if ctx.is_near else torch.float64)
+            for block in _blocks(exponentials):
+                z, part = of_value[block, dims:], exponentials[block]
+                products = (part if ctx.is_near else _work(part, torch.float64).copy_(part)) @ for_value
+                found = products[:, :dims].mul(z).mul_(2).add_(products[:, dims:]).mul_(of_row[block])
+                to_value[block] = found if ctx.is_near else found.masked_fill_(z.abs() >= 1e60, 0)
+        if any(ctx.needs_input_grad[1:]):
+            # the last column counts
+            weighted = torch.cat([of_value, torch.ones_like(of_value[:, :1])], 1).mul_(of_row)
+            sums = weighted.new_zeros(len(mean), 2 * dims + 1)
+            for block in _blocks(exponentials):
+                part = exponentials[block]
+                sums.addmm_(_work(part, torch.float64).copy_(part).T, weighted[block])
+            squares, first, count = sums[:, :dims], sums[:, dims:-1], sums[:, -1:]
+            to_log_weights = count[:, 0] if ctx.needs_input_grad[3] else None
         if any(ctx.needs_input_grad[1:3]):
-            squares, first, each = sums[:, :dims], sums[:, dims:], count[:, None]
-            first.addcmul_(each, centred, value=-1)  # from the mean: sum z - count mean
-            if ctx.needs_input_grad[1]:
-                to_mean = (first * precision).to(mean.dtype)
-            if ctx.needs_input_grad[2]:
-                # and sum z^2 - 2 mean sum z + count mean^2
-                squares.addcmul_(centred, first, value=-2).addcmul_(each * centred, centred, value=-1)
-                squares.mul_(precision).masked_fill_(log_var < -300, 0)
-                to_log_var = squares.sub_(each).mul_(0.5).to(log_var.dtype)
-        return to_value, to_mean, to_log_var, count if ctx.needs_input_grad[3] else None, None, None
+            from_mean = torch.addcmul(first, count, centred, value=-1)  # sum z - count mean
+            to_mean = (from_mean * precision).to(mean.dtype)
+            # and sum z^2 - 2 mean sum z + count mean^2
+            squares.addcmul_(centred, first.add_(from_mean), value=-1).mul_(precision)
+            if not ctx.is_near:
+                squares.masked_fill_(log_var < -_LARGEST_LOG_PRECISION, 0)
+            to_log_var = squares.sub_(count).mul_(0.5).to(log_var.dtype)
+        return to_value, to_mean, to_log_var, to_log_weights, None, None
 
 
 def _blocks(shares: Tensor) -> list[Any]:
     return blocks_of_rows(shares, _BLOCK) if shares.is_cpu else [slice(None)]
-
-
-def _times(shares: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.mul(shares, upstream, out=_work(shares, dtype))
 
 
 def _work(like: Tensor, dtype: torch.dtype) -> Tensor:
