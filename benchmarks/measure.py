@@ -17,8 +17,9 @@ Step = Callable[[], object]
 def alternate(peers: dict[str, Step], *, runs: int, inner: int = 1, turn: int = 1) -> dict[str, float]:
     """Median seconds of a call of each, the peers taking turns, the first two rounds apart.
 
-    A turn is so many measurements of ``inner`` calls each. Where a peer frees tens of megabytes, the first call after
-    it takes several times as long as those that follow, and a turn of one would time that.
+    A turn is so many measurements of ``inner`` calls each. Where a peer frees tens of megabytes, the first calls after
+    it take several times as long as those that follow, for it is in these that the allocator gives the peer's memory
+    back: a turn of one would time that.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for run in range(-2, runs):
