@@ -66,17 +66,31 @@ class _BernoulliNLL(Function):
 
 def _bernoulli_block(logits: Tensor, target: Tensor, values: Tensor, derivative: Tensor | None) -> None:
     """Writes the sums of the rows, and the derivative of each element."""
-    exponential, value, work = workspace(logits.shape, logits.dtype, 3)
+    exponential, certain, work = workspace(logits.shape, logits.dtype, 3)
     one = logits.new_ones(())
     torch.abs(logits, out=exponential).neg_().exp_()
-    torch.mul(logits, torch.sub(one, target, out=work), out=value)
-    torch.maximum(value, torch.mul(logits, target, out=work).neg_(), out=value)
-    torch.sum(value.add_(torch.log1p(exponential, out=work)), 1, out=values)
-    if derivative is not None:
-        # (1 - t) - sigmoid(-l) for a positive l, sigmoid(l) - t for another
-        smaller = exponential.div_(torch.add(exponential, one, out=work))
-        sign = torch.copysign(one, logits, out=work)
-        torch.add(0.5 * one, sign, alpha=0.5, out=derivative).sub_(target).addcmul_(sign, smaller, value=-1)
+    # 1 - t for a positive l, -t for another
+    sign = torch.copysign(one, logits, out=work)
+    torch.add(0.5 * one, sign, alpha=0.5, out=certain).sub_(target)
+    if derivative is not None:  # less sigmoid(-l), and more by sigmoid(l)
+        torch.div(exponential, torch.add(exponential, one, out=derivative), out=derivative).mul_(sign)
+        torch.sub(certain, derivative, out=derivative)
+    torch.sum(certain.mul_(logits), 1, out=values)
+    values.add_(_sum_log1p(exponential))
+
+
+def _sum_log1p(values: Tensor) -> Tensor:
+    """The sum of ln(1 + v) of each row, of numbers between 0 and 1, which are overwritten: (N, M) to (N,).
+
+    Of products of up to 32, less 1, to which 1 is never added: (1 + a)(1 + b) - 1 = a + b + ab.
+    """
+    width = values.shape[1]
+    for _ in range(5):
+        half = width // 2
+        first, second = values[:, :half], values[:, width - half : width]
+        first.addcmul_(first, second).add_(second)
+        width -= half
+    return torch.log1p_(values[:, :width]).sum(1)
 
 
 def traced_bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:

@@ -123,3 +123,12 @@ def test_training_after_a_validation_in_inference_mode(monkeypatch):
         BernoulliNLL()(torch.randn(400, 50), torch.rand(400, 50))
     logits, target = batch(1.0, (3, 30))
     torch.autograd.grad(BernoulliNLL()(logits, target), logits)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 31, 32, 33, 785])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9, 1e-3, 1.0])
+def test_sums_of_log1p(width, scale):
+    values = scale * torch.rand(4, width, generator=torch.Generator().manual_seed(0))
+    values[0] = scale  # 32 numbers of 1 are 2^32
+    expected = torch.log1p(values.double()).sum(1)
+    torch.testing.assert_close(kernel._sum_log1p(values).double(), expected, rtol=6e-7, atol=0)
