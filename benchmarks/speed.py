@@ -62,7 +62,7 @@ LARGE = (
     "memory that was freed before"
 )
 COMPILED = (
-    "arithmetic of their own for e^u - 1 - u and e^u - 1, forward and backward, beside one exponential each. Slower: "
+    "arithmetic of their own for e^u - 1 - u and e^u - 1, forward and backward, without a call. Slower: "
     "torch's exponential and a polynomial near 0 (1.2), a longer series and the derivative through it (2.9)"
 )
 CATEGORICAL = (

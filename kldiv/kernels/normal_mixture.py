@@ -110,8 +110,7 @@ class _MixtureLogDensity(Function):
             to_mean = (from_mean * precision).to(mean.dtype)
             # and sum z^2 - 2 mean sum z + count mean^2
             squares.addcmul_(centred, first.add_(from_mean), value=-1).mul_(precision)
-            if not ctx.is_near:
-                squares.masked_fill_(log_var < -_LARGEST_LOG_PRECISION, 0)
+            squares.masked_fill_(log_var < -_LARGEST_LOG_PRECISION, 0)
             to_log_var = squares.sub_(count).mul_(0.5).to(log_var.dtype)
         return to_value, to_mean, to_log_var, to_log_weights, None, None
 

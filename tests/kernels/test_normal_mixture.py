@@ -66,6 +66,18 @@ def test_a_gradient_of_the_value_that_is_of_single_precision_where_that_does(nea
     assert errors[1] < 1e-6 if near < math.inf else errors[1] > 1e-5
 
 
+def test_a_value_at_the_center_of_components_without_width():
+    """No distance is far there, and the log-variances are beyond the least that is told apart."""
+    mean = torch.tensor([[-1.0], [1.0]], requires_grad=True)
+    log_var = torch.full((2, 1), -400.0, requires_grad=True)
+    log_weights = torch.full((2,), math.log(0.5), dtype=torch.float64)
+    given = torch.zeros(1, 1), mean, log_var, log_weights
+    found, expected = (
+        torch.autograd.grad(f, log_var)[0] for f in (of_kernel(*given), _log_density(*given, torch.float32))
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [0, 3], [1, 2]])
 def test_where_some_alone_want_a_gradient(wanted):
     given = [t.detach().requires_grad_(k in wanted) for k, t in enumerate(make(1.0))]
