@@ -16,6 +16,7 @@ from kldiv.divergence import kl_divergence, register_kl
 from kldiv.elbo import ELBOLoss, ELBOTerms
 from kldiv.gumbel_softmax import GumbelSoftmax
 from kldiv.importance import ImportanceWeightedELBOLoss, LogLikelihood, importance_log_likelihood
+from kldiv.kernels.memory import touch_constants
 from kldiv.log_likelihood import estimate_log_likelihood, stream_log_likelihood
 from kldiv.losses import BalancedKLLoss, ExactKLLoss, KLTerm, MonteCarloKLLoss
 from kldiv.mixtures import DiagonalNormalMixture
@@ -36,6 +37,8 @@ from kldiv.tensor_losses import CategoricalKLLoss, GaussianKLLoss
 from kldiv.transforms import Capacity, FreeBits
 
 __version__ = "0.1.0"
+
+touch_constants()
 
 __all__ = [
     "GECO",

@@ -60,3 +60,28 @@ def test_gradients_of_a_size_that_is_had_in_huge_pages():
     found = torch.autograd.grad(kldiv.GaussianKLLoss(reduction="sum")(*given), given)
     for gradient, expected in zip(found, (given[0], 0.5 * torch.expm1(given[1])), strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="only there are constants loaded under a mask"
+)
+def test_functions_are_not_slow_for_constants_that_nothing_has_read():
+    """Several times e^x - 1 in ``float64``, which has none: in a process that has had nothing but finite numbers."""
+    code = """
+import statistics, time, torch, kldiv
+def seconds(function, values):
+    taken = []
+    for _ in range(30):
+        start = time.perf_counter()
+        function(values)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+torch.set_num_threads(1)
+values = torch.rand(2**16)
+for function in (torch.expm1, torch.log1p):
+    print(seconds(function, values) / seconds(torch.expm1, values.double()))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
+    )
+    assert max(float(line) for line in run.stdout.split()) < 1.5
