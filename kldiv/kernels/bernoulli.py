@@ -1,4 +1,4 @@
-"""-ln Bernoulli of logits with one exponential: by blocks that stay in cache, and for compilers."""
+"""-ln Bernoulli of logits with one sigmoid: by blocks that stay in cache, and for compilers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,8 @@ def bernoulli_nll(logits: Tensor, target: Tensor, plain: Plain) -> Tensor:
 
     .. math:: \max\left((1 - t)\,l,\, -t\,l\right) + \ln\left(1 + e^{-|l|}\right)
 
-    Neither this nor the gradient, :math:`(1 - t)\,\sigma(l) - t\,\sigma(-l)`, cancels for large logits.
+    Neither this nor the gradient, :math:`(1 - t)\,\sigma(l) - t\,\sigma(-l)`, cancels for large logits; what is below
+    the normal numbers is 0.
 
     Args:
         logits, target: (N, ...), of one shape, in ``float32``.
@@ -33,7 +34,7 @@ def bernoulli_nll(logits: Tensor, target: Tensor, plain: Plain) -> Tensor:
 
 
 class _BernoulliNLL(Function):
-    """The forward makes what is to be the gradient, while the exponential is at hand."""
+    """The forward makes what is to be the gradient, while the sigmoid is at hand."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, plain: Plain) -> Tensor:
@@ -66,31 +67,15 @@ class _BernoulliNLL(Function):
 
 def _bernoulli_block(logits: Tensor, target: Tensor, values: Tensor, derivative: Tensor | None) -> None:
     """Writes the sums of the rows, and the derivative of each element."""
-    exponential, certain, work = workspace(logits.shape, logits.dtype, 3)
-    one = logits.new_ones(())
-    torch.abs(logits, out=exponential).neg_().exp_()
-    # 1 - t for a positive l, -t for another
-    sign = torch.copysign(one, logits, out=work)
-    torch.add(0.5 * one, sign, alpha=0.5, out=certain).sub_(target)
-    if derivative is not None:  # less sigmoid(-l), and more by sigmoid(l)
-        torch.div(exponential, torch.add(exponential, one, out=derivative), out=derivative).mul_(sign)
-        torch.sub(certain, derivative, out=derivative)
-    torch.sum(certain.mul_(logits), 1, out=values)
-    values.add_(_sum_log1p(exponential))
-
-
-def _sum_log1p(values: Tensor) -> Tensor:
-    """The sum of ln(1 + v) of each row, of numbers between 0 and 1, which are overwritten: (N, M) to (N,).
-
-    Of products of up to 32, less 1, to which 1 is never added: (1 + a)(1 + b) - 1 = a + b + ab.
-    """
-    width = values.shape[1]
-    for _ in range(5):
-        half = width // 2
-        first, second = values[:, :half], values[:, width - half : width]
-        first.addcmul_(first, second).add_(second)
-        width -= half
-    return torch.log1p_(values[:, :width]).sum(1)
+    less_likely, certain, work = workspace(logits.shape, logits.dtype, 3)
+    torch.abs(logits, out=less_likely).neg_().sigmoid_()
+    positive = torch.ge(logits, 0, out=work)
+    torch.sub(positive, target, out=certain)
+    if derivative is not None:
+        torch.add(certain, less_likely, out=derivative).addcmul_(positive, less_likely, value=-2)
+    # ln(1 + e^-|l|), of a probability that is at most a half
+    log = torch.log1p(less_likely.neg_(), out=less_likely)
+    torch.sum(certain.mul_(logits).sub_(log), 1, out=values)
 
 
 def traced_bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
