@@ -12,7 +12,7 @@ from kldiv.kernels.memory import new_like, workspace
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
-_ELEMENTS = 2**17
+_ELEMENTS = 2**18
 """Numbers in a block."""
 
 

@@ -48,7 +48,9 @@ def test_the_edges_of_the_domain():
         found, plain = BernoulliNLL("none")(logits, target), _bernoulli_nll(logits.double(), target.double())[:, 0]
         assert "_BernoulliNLL" in str(found.grad_fn)
         finite = plain.isfinite()
-        torch.testing.assert_close(found[finite].double(), plain[finite], rtol=1e-6, atol=2e-38)  # 0 below normal numbers
+        torch.testing.assert_close(
+            found[finite].double(), plain[finite], rtol=1e-6, atol=2e-38
+        )  # 0 below normal numbers
         assert found[:-1].isfinite().all()
     assert BernoulliNLL("sum")(torch.full((1, 1), math.nan), torch.ones(1, 1)).isnan()
 
