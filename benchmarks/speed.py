@@ -76,9 +76,9 @@ MIXTURE = (
     "hundred operations on small tensors, as long in one block as in several"
 )
 LIKELIHOOD = (
-    "the decoder's matrix products, the same in the loop, are two thirds of our time. Done: memory that each layer frees "
-    "is kept for the next, a sigmoid in place of an exponential. No better: 200 to 5000 rows at a time (2000 are best), a "
-    "logarithm for 32 pixels"
+    "the decoder's matrix products, the same in the loop, are two thirds of our time. Done: memory that each layer "
+    "frees is kept for the next, a sigmoid in place of an exponential. No better: 200 to 5000 rows at a time (2000 are "
+    "best), a logarithm for 32 pixels"
 )
 EPOCH = (
     "a millisecond a step in Lightning's hooks, callbacks and progress bar (python -m benchmarks.step), the rest in "
