@@ -64,7 +64,8 @@ def _reduce(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """2^(n - 1), r and e^r - 1 - r of u = n ln 2 + r, in ``float32``: half the power, for 2^128 is infinite."""
     u = u.clamp(min=-87.0)
     n = torch.round(u * (1 / math.log(2)))
-    half_power = ((n.to(torch.int32) + 126) << 23).view(torch.float32)  # the exponent's bits
+    # the exponent's bits: counted in floating point, for to shift integers takes longer
+    half_power = (n * 2.0**23 + 126 * 2.0**23).to(torch.int32).view(torch.float32)
     r = (u - n * _LN_2) - n * (math.log(2) - _LN_2)
     series = torch.full_like(r, _MINIMAX[-1])
     for coefficient in reversed(_MINIMAX[:-1]):
