@@ -7,6 +7,7 @@ that is decided.
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,14 +46,19 @@ def blocks_of_rows(values: Tensor, numbers: int) -> list[Any]:
     return [slice(start, start + height) for start in range(0, len(values), height)]
 
 
-def exp_(values: Tensor) -> Tensor:
-    """exp of what is not positive, in place: 0 where it would leave the normal numbers of ``float32``.
+LOG2_E = 1 / math.log(2)
+"""Nats to bits, in which logarithms are held where many powers are wanted of them."""
 
-    There torch's exponential takes up to seventy times as long on a CPU.
+
+def exp2_(values: Tensor) -> Tensor:
+    """2 to the power of what is not positive, in place: 0 where it would leave the normal numbers of ``float32``.
+
+    On a CPU that takes a third of the time of torch's exponential, to which it is preferred for another reason too:
+    just below the normal numbers that one takes up to seventy times as long.
     """
-    if values.dtype != torch.float32 or not values.is_cpu:
-        return values.exp_()
-    return torch.threshold_(values.clamp_(min=-87.0).exp_(), 2e-38, 0.0)
+    if values.dtype == torch.float32 and values.is_cpu:
+        torch.threshold_(values, -126.0, -math.inf)
+    return values.exp2_()
 
 
 def is_plain_backward(upstream: Tensor) -> bool:

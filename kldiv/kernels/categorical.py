@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import (
-    blocks_of_rows,
-    fused,
-    gradients_again,
-    has_triton,
-    in_eager,
-    is_plain_backward,
-)
+from kldiv.kernels import LOG2_E, blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
 from kldiv.kernels.memory import new_like, workspace
 
 Plain = Callable[[Tensor, Tensor], Tensor]
@@ -119,18 +112,19 @@ def _fill_block(p: Tensor, q: Tensor, values: Tensor, to_p: Tensor | None, to_q:
     torch.sub(prob_p, prob_q, out=difference)
     if masked and not difference.amax() < 1e29:
         return False
-    # unshifted: float64 holds the exponentials of what logits are, and what it does not is NaN below
-    sum_p, sum_q = (t.exp_().sum(1, keepdim=True) for t in (prob_p, prob_q))
+    # unshifted: float64 holds the exponentials of what logits are, and what it does not is NaN below. A power of 2
+    # takes half the time of an exponential
+    sum_p, sum_q = (t.mul_(LOG2_E).exp2_().sum(1, keepdim=True) for t in (prob_p, prob_q))
     mean = torch.mul(prob_p, difference, out=work).sum(1, keepdim=True).div_(sum_p)
     kl = torch.log(sum_q / sum_p).add_(mean)
     if not (kl.abs() < 1e20).all():
         return False
     excess = torch.sub(mean, difference, out=difference)
-    top = p.amax(1, keepdim=True).double().exp_()
+    top = p.amax(1, keepdim=True).double().mul_(LOG2_E).exp2_()
     if (1 - top / sum_p).amin() < 1e-6:  # its excess is the rounding error of the mean: taken off in a second step
         excess.sub_(torch.mul(prob_p, excess, out=work).sum(1, keepdim=True).div_(sum_p))
-    # the digits that are left: each sum has 15
-    is_close = not (kl > 1e-8 * (1 + mean.abs())).all()
+    # the digits that are left: each sum has 13, of logits in the hundreds
+    is_close = not (kl > 1e-7 * (1 + mean.abs())).all()
     if is_close:
         spread = torch.expm1(excess, out=work).sub_(excess).mul_(prob_p).sum(1, keepdim=True).div_(sum_p)
         if not spread.amax() < 1e300:

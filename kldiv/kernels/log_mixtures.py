@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import exp_, gradients_again, in_eager, is_plain_backward
+from kldiv.kernels import LOG2_E, exp2_, gradients_again, in_eager, is_plain_backward
 from kldiv.special import standardise
 
 _BLOCK = 2**19
@@ -60,7 +60,10 @@ def weight_matrix(sample: Tensor, batch: int, first: int, log_weights: tuple[flo
 
 
 class _LogMixtures(Function):
-    """Forward and backward by blocks of rows, one dimension at a time, in memory that is used again and again."""
+    """Forward and backward by blocks of rows, one dimension at a time, in memory that is used again and again.
+
+    Logarithms are of base 2 until they are returned.
+    """
 
     @staticmethod
     def forward(
@@ -84,16 +87,14 @@ class _LogMixtures(Function):
                 else:
                     total.copy_(log)
                 blocks.weigh(log, start)
-                peak = log.amax(1)
-                torch.sum(exp_(log.sub_(peak[:, None])), 1, out=marginals[d, start:stop])
-                marginals[d, start:stop].log_().add_(peak)
+                marginals[d, start:stop] = _log_sum(log)
             blocks.weigh(total, start)
-            joint[start:stop] = torch.logsumexp(total, 1)
-            exp_(total.sub_(joint[start:stop, None]))
+            joint[start:stop] = _log_sum(total)
+            total.div_(total.sum(1, keepdim=True))
         ctx.save_for_backward(sample, mean, log_var)
         ctx.softmax, ctx.marginals = softmax, marginals
         ctx.first, ctx.log_weights = first, log_weights
-        return joint + log_weights[2], marginals.sum(0) + dims * log_weights[2]
+        return joint / LOG2_E + log_weights[2], marginals.sum(0) / LOG2_E + dims * log_weights[2]
 
     @staticmethod
     def backward(ctx: Any, of_joint: Tensor, of_marginals: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,13 +113,19 @@ class _LogMixtures(Function):
                 distance, log = blocks.log_normal(d, start, stop)
                 blocks.weigh(log, start)
                 # of each pair: what the two logarithms ask of ln N
-                asked = exp_(log.sub_(marginals[d, start:stop, None])).mul_(of_rows).add_(share)
+                asked = exp2_(log.sub_(marginals[d, start:stop, None])).mul_(of_rows).add_(share)
                 to_log_var[d].sub_(torch.mv(asked.T, ones))
                 asked.mul_(distance)
                 to_sample[d, start:stop] = torch.mv(asked, blocks.precision[d]).neg_()
                 to_mean[d].add_(torch.mv(asked.T, ones))
                 to_log_var[d].add_(torch.mv(asked.mul_(distance).T, ones))
         return to_sample.T, (to_mean * blocks.precision).T, (0.5 * to_log_var).T, None, None
+
+
+def _log_sum(log: Tensor) -> Tensor:
+    """Of each row; what is left there are the powers, over the largest."""
+    peak = log.amax(1)
+    return exp2_(log.sub_(peak[:, None])).sum(1).log2_().add_(peak)
 
 
 class _Blocks:
@@ -130,8 +137,8 @@ class _Blocks:
         self.sample, self.mean, log_var = (t.detach().T.contiguous() for t in (sample, mean, log_var))
         # held where it is still finite: 0 times it is to be 0
         self.precision = torch.exp((-0.5 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
-        self.constant = -0.5 * (math.log(2 * math.pi) + log_var)
-        self.first, self.excess = first, [weight - log_weights[2] for weight in log_weights[:2]]
+        self.constant = -0.5 * LOG2_E * (math.log(2 * math.pi) + log_var)
+        self.first, self.excess = first, [LOG2_E * (weight - log_weights[2]) for weight in log_weights[:2]]
         self.batch = len(mean)
         self.height = min(len(sample), max(1, _BLOCK // self.batch))
         self.distance, self.log = (sample.new_empty(self.height, self.batch) for _ in range(2))
@@ -141,13 +148,13 @@ class _Blocks:
         return [(start, min(start + self.height, count)) for start in range(0, count, self.height)]
 
     def log_normal(self, d: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Distances in standard deviations and ln N of dimension d, (stop - start, batch): until the next call."""
+        """Distances in standard deviations and log2 N of dimension d, (stop - start, batch): until the next call."""
         distance, log = self.distance[: stop - start], self.log[: stop - start]
         torch.sub(self.sample[d, start:stop, None], self.mean[d], out=distance).mul_(self.precision[d])
-        return distance, torch.addcmul(self.constant[d], distance, distance, value=-0.5, out=log)
+        return distance, torch.addcmul(self.constant[d], distance, distance, value=-0.5 * LOG2_E, out=log)
 
     def weigh(self, log: Tensor, start: int) -> None:
-        """Adds ln W, but for what all pairs have."""
+        """Adds log2 W, but for what all pairs have."""
         own, after = self.excess
         log.diagonal(self.first + start).add_(own)
         neighbours = log.diagonal(self.first + start + 1)

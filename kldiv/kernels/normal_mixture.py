@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, exp_, gradients_again, is_plain_backward
+from kldiv.kernels import LOG2_E, blocks_of_rows, exp2_, gradients_again, is_plain_backward
 from kldiv.kernels.memory import workspace
 
 Plain = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
@@ -42,7 +42,7 @@ def mixture_log_density(
 
 
 class _MixtureLogDensity(Function):
-    """In ``float64`` but for the exponentials; what is kept are these, and what goes into products."""
+    """In ``float64`` but for the powers; what is kept are these, and what goes into products, in bits."""
 
     @staticmethod
     def forward(
@@ -64,15 +64,16 @@ class _MixtureLogDensity(Function):
         torch.mul(precision, -0.5, out=of_component[:, :dims])
         scaled = torch.mul(centred, precision, out=of_component[:, dims:])
         constant = torch.linalg.vecdot(centred, scaled).add_(log_var.sum(1, dtype=torch.float64))
-        constant = log_weights - 0.5 * constant.add_(dims * math.log(2 * math.pi))
+        constant = LOG2_E * (log_weights - 0.5 * constant.add_(dims * math.log(2 * math.pi)))
+        of_component.mul_(LOG2_E)
         exponentials = value.new_empty(len(value), len(mean), dtype=dtype)
         totals, result = (value.new_empty(len(value), dtype=dtype) for _ in range(2))
         for block in _blocks(exponentials):
             part = exponentials[block]
             terms = torch.addmm(constant, of_value[block], of_component.T, out=_work(part, torch.float64))
             largest = terms.amax(1).clamp_(min=-1e300)
-            total = torch.sum(exp_(part.copy_(terms.sub_(largest[:, None]))), 1, out=totals[block])
-            result[block] = total.log().add_(largest)
+            total = torch.sum(exp2_(part.copy_(terms.sub_(largest[:, None]))), 1, out=totals[block])
+            result[block] = (total.log2() + largest) / LOG2_E
         ctx.found = exponentials, totals, of_value, of_component, centred, precision
         # where a difference of first powers loses little, float32 does for the gradient of the value
         ctx.is_near = value.is_cpu and value.numel() > 0 and (squares.amax() * precision.amax()).item() < _NEAR
@@ -94,7 +95,7 @@ class _MixtureLogDensity(Function):
             for block in _blocks(exponentials):
                 z, part = of_value[block, dims:], exponentials[block]
                 products = (part if ctx.is_near else _work(part, torch.float64).copy_(part)) @ for_value
-                found = products[:, :dims].mul(z).mul_(2).add_(products[:, dims:]).mul_(of_row[block])
+                found = products[:, :dims].mul(z).mul_(2).add_(products[:, dims:]).mul_(of_row[block] / LOG2_E)
                 to_value[block] = found if ctx.is_near else found.masked_fill_(z.abs() >= 1e60, 0)
         if any(ctx.needs_input_grad[1:]):
             # the last column counts
