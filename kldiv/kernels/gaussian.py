@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
+from kldiv.kernels import LOG2_E, blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
 from kldiv.kernels.memory import new_like, workspace
 from kldiv.special import expm1mx, widen
 
@@ -223,5 +223,5 @@ def _compare(given: Any, block: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     if log_var_q is None:
         return distance, ratio, None
     log_var = log_var_q[block].double()
-    root = torch.exp((-0.5 * log_var).clamp(max=700.0))  # held where 0 times it is 0
+    root = torch.exp2((-0.5 * LOG2_E * log_var).clamp(max=1000.0))  # held where 0 times it is 0
     return distance.mul_(root), ratio.sub_(log_var), root
