@@ -247,6 +247,9 @@ def new_run_folder(runs: Path, name: str) -> Path:
 
 def make_cli(args: Sequence[str] | None = None, *, run: bool = True) -> TrainCLI:
     """The command line, run at once or (``run=False``) only instantiated: trainer, model and data."""
+    if not torch.cuda.is_available():
+        # as Lightning has set it, every step of an optimiser would look for NVIDIA's library, a third of a millisecond
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     return TrainCLI(
         VAE,
         InMemoryImages,
