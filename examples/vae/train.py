@@ -248,7 +248,7 @@ def new_run_folder(runs: Path, name: str) -> Path:
 def make_cli(args: Sequence[str] | None = None, *, run: bool = True) -> TrainCLI:
     """The command line, run at once or (``run=False``) only instantiated: trainer, model and data."""
     if not torch.cuda.is_available():
-        # as Lightning has set it, every step of an optimiser would look for NVIDIA's library, a third of a millisecond
+        # as Lightning sets it, every step of an optimiser looks for NVIDIA's library, for some tenths of a millisecond
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     return TrainCLI(
         VAE,

@@ -21,8 +21,8 @@ def bernoulli_nll(logits: Tensor, target: Tensor, plain: Plain) -> Tensor:
 
     .. math:: \max\left((1 - t)\,l,\, -t\,l\right) + \ln\left(1 + e^{-|l|}\right)
 
-    Neither this nor the gradient, :math:`(1 - t)\,\sigma(l) - t\,\sigma(-l)`, cancels for large logits; what is below
-    the normal numbers is 0.
+    Neither this nor the gradient, :math:`(1 - t)\,\sigma(l) - t\,\sigma(-l)`, cancels for large logits; a
+    probability below 3e-39 is 0.
 
     Args:
         logits, target: (N, ...), of one shape, in ``float32``.
@@ -69,10 +69,10 @@ def _bernoulli_block(logits: Tensor, target: Tensor, values: Tensor, derivative:
     """Writes the sums of the rows, and the derivative of each element."""
     less_likely, certain, work = workspace(logits.shape, logits.dtype, 3)
     torch.abs(logits, out=less_likely).neg_().sigmoid_()
-    positive = torch.ge(logits, 0, out=work)
+    positive = torch.gt(logits, 0, out=work)
     torch.sub(positive, target, out=certain)
-    if derivative is not None:
-        torch.add(certain, less_likely, out=derivative).addcmul_(positive, less_likely, value=-2)
+    if derivative is not None:  # 1 - t less it, or -t and it: nothing but their sum is rounded
+        torch.addcmul(less_likely, positive, less_likely, value=-2, out=derivative).add_(certain)
     # ln(1 + e^-|l|), of a probability that is at most a half
     log = torch.log1p(less_likely.neg_(), out=less_likely)
     torch.sum(certain.mul_(logits).sub_(log), 1, out=values)

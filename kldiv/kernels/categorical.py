@@ -124,7 +124,7 @@ def _fill_block(p: Tensor, q: Tensor, values: Tensor, to_p: Tensor | None, to_q:
     if (1 - top / sum_p).amin() < 1e-6:  # its excess is the rounding error of the mean: taken off in a second step
         excess.sub_(torch.mul(prob_p, excess, out=work).sum(1, keepdim=True).div_(sum_p))
     # the digits that are left: each sum has 13, of logits in the hundreds
-    is_close = not (kl > 1e-7 * (1 + mean.abs())).all()
+    is_close = not (kl > 1e-6 * (1 + mean.abs())).all()
     if is_close:
         spread = torch.expm1(excess, out=work).sub_(excess).mul_(prob_p).sum(1, keepdim=True).div_(sum_p)
         if not spread.amax() < 1e300:

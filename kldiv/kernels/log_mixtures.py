@@ -13,6 +13,9 @@ from kldiv.special import standardise
 _BLOCK = 2**19
 """Numbers in a block of rows and columns: some of them fit into the second-level cache."""
 
+_SCALE = 0.5 * LOG2_E
+"""Of squared distances: those in bits are the squares of scaled distances."""
+
 
 def log_mixtures(
     sample: Tensor, mean: Tensor, log_var: Tensor, first: int, log_weights: tuple[float, float, float]
@@ -114,17 +117,18 @@ class _LogMixtures(Function):
                 blocks.weigh(log, start)
                 # of each pair: what the two logarithms ask of ln N
                 asked = exp2_(log.sub_(marginals[d, start:stop, None])).mul_(of_rows).add_(share)
-                to_log_var[d].sub_(torch.mv(asked.T, ones))
+                to_log_var[d].sub_(torch.mv(asked.T, ones), alpha=_SCALE)
                 asked.mul_(distance)
                 to_sample[d, start:stop] = torch.mv(asked, blocks.precision[d]).neg_()
                 to_mean[d].add_(torch.mv(asked.T, ones))
                 to_log_var[d].add_(torch.mv(asked.mul_(distance).T, ones))
-        return to_sample.T, (to_mean * blocks.precision).T, (0.5 * to_log_var).T, None, None
+        to_mean.mul_(blocks.precision)
+        return to_sample.T / _SCALE, to_mean.T / _SCALE, to_log_var.T / (2 * _SCALE), None, None
 
 
 def _log_sum(log: Tensor) -> Tensor:
-    """Of each row; what is left there are the powers, over the largest."""
-    peak = log.amax(1)
+    """log2 of the sum of 2^log of each row. What it leaves there are these powers, over the largest."""
+    peak = log.amax(1).clamp_(min=torch.finfo(log.dtype).min)  # not -inf, of which less itself is NaN
     return exp2_(log.sub_(peak[:, None])).sum(1).log2_().add_(peak)
 
 
@@ -136,8 +140,9 @@ class _Blocks:
     ) -> None:
         self.sample, self.mean, log_var = (t.detach().T.contiguous() for t in (sample, mean, log_var))
         # held where it is still finite: 0 times it is to be 0
-        self.precision = torch.exp((-0.5 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
-        self.constant = -0.5 * LOG2_E * (math.log(2 * math.pi) + log_var)
+        root = torch.exp((-0.5 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
+        self.precision = math.sqrt(_SCALE) * root
+        self.constant = -_SCALE * (math.log(2 * math.pi) + log_var)
         self.first, self.excess = first, [LOG2_E * (weight - log_weights[2]) for weight in log_weights[:2]]
         self.batch = len(mean)
         self.height = min(len(sample), max(1, _BLOCK // self.batch))
@@ -148,10 +153,11 @@ class _Blocks:
         return [(start, min(start + self.height, count)) for start in range(0, count, self.height)]
 
     def log_normal(self, d: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Distances in standard deviations and log2 N of dimension d, (stop - start, batch): until the next call."""
+        """Scaled distances, and log2 N, of dimension d, (stop - start, batch): until the next call."""
         distance, log = self.distance[: stop - start], self.log[: stop - start]
         torch.sub(self.sample[d, start:stop, None], self.mean[d], out=distance).mul_(self.precision[d])
-        return distance, torch.addcmul(self.constant[d], distance, distance, value=-0.5 * LOG2_E, out=log)
+        distance.clamp_(-1e18, 1e18)  # where its square is still finite
+        return distance, torch.addcmul(self.constant[d], distance, distance, value=-1, out=log)
 
     def weigh(self, log: Tensor, start: int) -> None:
         """Adds log2 W, but for what all pairs have."""

@@ -60,10 +60,11 @@ def touch_constants() -> None:
     """Reads what torch's e^x - 1 and ln(1 + x) have for the infinities, -0 and what is no number, in ``float32``.
 
     With AVX-512 these are loaded under a mask, mostly of no lane. While nothing has read the page that one lies on, the
-    processor takes a tenth of a microsecond to find that it need not: seven times what the function takes. That lasts
-    until some number needs them, in any thread of the process.
+    processor takes a tenth of a microsecond to find that it need not, and the functions are seven times slower. That
+    lasts until some number needs the constants, in any thread of the process.
     """
-    special = torch.tensor([math.inf, -math.inf, math.nan, -0.0, -2.0, 3e38], device="cpu").repeat(16)
+    numbers = [math.inf, -math.inf, math.nan, -0.0, -2.0, 3e38]
+    special = torch.tensor(16 * numbers, dtype=torch.float32, device="cpu")
     torch.expm1(special)
     torch.log1p(special)
 

@@ -42,7 +42,7 @@ def mixture_log_density(
 
 
 class _MixtureLogDensity(Function):
-    """In ``float64`` but for the powers; what is kept are these, and what goes into products, in bits."""
+    """In ``float64`` but for the powers; kept are these, and what goes into products, the components in bits."""
 
     @staticmethod
     def forward(

@@ -55,6 +55,14 @@ def test_the_edges_of_the_domain():
     assert BernoulliNLL("sum")(torch.full((1, 1), math.nan), torch.ones(1, 1)).isnan()
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_gradients_where_the_logit_is_zero(zero):
+    target = torch.arange(256)[:, None] / 255
+    logits = torch.full_like(target, zero).requires_grad_()
+    (gradient,) = torch.autograd.grad(bernoulli_nll(logits, target, _bernoulli_nll).sum(), logits)
+    torch.testing.assert_close(gradient, 0.5 - target, rtol=1e-7, atol=0)
+
+
 def test_the_term_is_the_same_wherever_it_is_computed():
     logits, target = (t.detach() for t in batch(2.0))
     term = BernoulliNLL()

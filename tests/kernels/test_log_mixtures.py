@@ -101,3 +101,17 @@ def test_function_transforms_and_forward_mode_take_the_plain_formula(monkeypatch
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(mean, torch.ones_like(mean))
         assert math.isclose(torch.autograd.forward_ad.unpack_dual(value(dual)).tangent.item(), gradient.sum().item())
+
+
+@pytest.mark.parametrize("distance", [1e17, 2.4e19, 1e20, 1e30])
+def test_examples_out_of_reach_of_one_another(block, distance):
+    """The square of a distance leaves ``float32``, and a sum of others is to hold what there is."""
+    sample = torch.zeros(2, 2).requires_grad_()
+    mean, log_var = torch.tensor([[distance, 0.0], [0.0, distance]]), torch.zeros(2, 2)
+    joint, marginals = block(sample, mean, log_var, 0, (-1.0, -2.0, -3.0))
+    plain = _log_mixtures_plain(sample, mean, log_var, 0, (-1.0, -2.0, -3.0))
+    assert (joint < -1e33).all()
+    assert joint.isfinite().all()
+    torch.testing.assert_close(marginals, plain[1], rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(joint.sum() + marginals.sum(), sample)
+    assert gradient.isfinite().all()
