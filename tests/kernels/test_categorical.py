@@ -37,6 +37,19 @@ def test_against_the_plain_formula_in_double_precision(perturbation, shift):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-7 * other.abs().max().item())
 
 
+@pytest.mark.parametrize("perturbation", [3e-4, 1e-3, 2e-3, 4e-3, 1e-2, 0.1])
+def test_nearly_equal_logits_in_the_hundreds(perturbation):
+    """Whose powers are good to 13 digits."""
+    given = [(logits.detach() + 650).requires_grad_() for logits in pair(perturbation, shape=(200, 8))]
+    wide = [t.detach().double().requires_grad_() for t in given]
+    found, expected = categorical_kl(*given, _kl_categorical), _kl_categorical(*wide)
+    torch.testing.assert_close(found.double(), expected, rtol=3e-7, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), given), torch.autograd.grad(expected.sum(), wide), strict=True
+    ):
+        assert ((one.double() - other).abs() / other.abs().amax(1, keepdim=True)).max() < 1e-6
+
+
 @pytest.mark.parametrize("shift", [0.0, -40.0])
 @pytest.mark.parametrize("perturbation", [0.1, 10.0])
 def test_gradients_of_rows_that_are_all_but_certain(perturbation, shift):
@@ -48,7 +61,7 @@ def test_gradients_of_rows_that_are_all_but_certain(perturbation, shift):
         assert ((one.double() - other).abs() / other.abs().amax(1, keepdim=True)).max() < 1e-6
 
 
-def test_zero_probabilities_and_wild_logits_in_their_own_way_and_by_the_plain_formula(monkeypatch):
+def test_zero_probabilities_and_wild_logits_in_their_own_way_and_by_the_plain_formula():
     plain = []
 
     def counted(p, q):
