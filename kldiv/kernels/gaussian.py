@@ -74,13 +74,13 @@ class _GaussianKL(Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         mean, log_var = ctx.saved_tensors
-        upstream = upstream * ctx.scale
         excess, ctx.excess = ctx.excess, None
         if is_plain_backward(upstream):
-            return _plain_gradients(mean, log_var, upstream)
+            return _plain_gradients(mean, log_var, upstream * ctx.scale)
         if excess is None:  # a graph that was kept: this one is used up
             excess = torch.expm1(log_var)
-        return mean * upstream, excess.mul_(0.5 * upstream), None
+        scale = ctx.scale * upstream.item()
+        return mean * scale, excess.mul_(0.5 * scale), None
 
 
 class _LargeGaussianKL(Function):
@@ -138,9 +138,11 @@ def _plain_gradients(mean: Tensor, log_var: Tensor, upstream: Tensor) -> tuple[T
 def _twice_gaussian_kl(mean: Tensor, log_var: Tensor, excess: Tensor, work: Tensor | None = None) -> float:
     """Of a block, with what e^log_var exceeds 1 by. On a CPU no number is waited for."""
     spread = torch.sub(excess, log_var, out=work).sum().item()
-    # the excess is good to 1e-7 of itself; of the difference that is too little where it is a small part. The sum of
+    # the excess is good to 1e-7 of itself; of the difference that is too little where it is a small part, less than an
+    # eighth in sum. |e^u - 1| is at most d + sqrt(2 d), d the difference, and their sum S + sqrt(2 n S); and that of
     # sizes is at most the root of the number times that of the squares
-    if not 8 * spread > math.sqrt(excess.numel() * _squares(excess)):
+    count = excess.numel()
+    if not (2 * count < 49 * spread < math.inf or 8 * spread > math.sqrt(count * _squares(excess))):
         wide = log_var.double()
         squares = _squares(wide)
         # and here that of float64 runs out; at infinity inf - inf is NaN, and the squares are infinite
