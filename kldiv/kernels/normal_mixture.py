@@ -60,7 +60,7 @@ class _MixtureLogDensity(Function):
         centred = wide_mean - center
         z.sub_(center).clamp_(-1e60, 1e60)
         torch.mul(z, z, out=squares)
-        precision = log_var.double().mul_(-LOG2_E).clamp_(max=LOG2_E * _LARGEST_LOG_PRECISION).exp2_()
+        precision = log_var.double().mul(-LOG2_E).clamp_(max=LOG2_E * _LARGEST_LOG_PRECISION).exp2_()
         torch.mul(precision, -0.5, out=of_component[:, :dims])
         scaled = torch.mul(centred, precision, out=of_component[:, dims:])
         constant = torch.linalg.vecdot(centred, scaled).add_(log_var.sum(1, dtype=torch.float64))
