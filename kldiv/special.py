@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+LOG2_E = 1 / math.log(2)
+"""Nats to bits, in which logarithms are held where many powers are wanted of them."""
+
 
 def expm1mx(u: Tensor) -> Tensor:
     r"""exp(u) - 1 - u, elementwise, to the last digits for small u too. Never negative.
@@ -63,7 +66,7 @@ class _Expm1mx(Function):
 def _reduce(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """2^(n - 1), r and e^r - 1 - r of u = n ln 2 + r, in ``float32``: half the power, for 2^128 is infinite."""
     u = u.clamp(min=-87.0)
-    n = torch.round(u * (1 / math.log(2)))
+    n = torch.round(u * LOG2_E)
     # the exponent's bits: counted in floating point, for to shift integers takes longer
     half_power = (n * 2.0**23 + 126 * 2.0**23).to(torch.int32).view(torch.float32)
     r = (u - n * _LN_2) - n * (math.log(2) - _LN_2)

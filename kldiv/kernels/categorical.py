@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import LOG2_E, blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
+from kldiv.kernels import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
 from kldiv.kernels.memory import new_like, workspace
+from kldiv.special import LOG2_E
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 

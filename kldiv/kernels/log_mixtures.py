@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import LOG2_E, exp2_, gradients_again, in_eager, is_plain_backward
-from kldiv.special import standardise
+from kldiv.kernels import exp2_, gradients_again, in_eager, is_plain_backward
+from kldiv.special import LOG2_E, standardise
 
 _BLOCK = 2**19
 """Numbers in a block of rows and columns: some of them fit into the second-level cache."""

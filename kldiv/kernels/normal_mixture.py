@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import LOG2_E, blocks_of_rows, exp2_, gradients_again, is_plain_backward
+from kldiv.kernels import blocks_of_rows, exp2_, gradients_again, is_plain_backward
 from kldiv.kernels.memory import workspace
+from kldiv.special import LOG2_E
 
 Plain = Callable[[Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
@@ -98,8 +99,8 @@ class _MixtureLogDensity(Function):
                 found = products[:, :dims].mul(z).mul_(2).add_(products[:, dims:]).mul_(of_row[block] / LOG2_E)
                 to_value[block] = found if ctx.is_near else found.masked_fill_(z.abs() >= 1e60, 0)
         if any(ctx.needs_input_grad[1:]):
-            # the column after them counts; what is added up to a multiple of 12 are zeros, by which MKL takes a half of
-            # the time on some processors
+            # the column after them counts; zeros make it a multiple of 12, for which MKL takes half the time on some
+            # processors
             weighted = of_value.new_zeros(len(of_value), 2 * dims + 12 - 2 * dims % 12)
             torch.mul(of_value, of_row, out=weighted[:, : 2 * dims])
             weighted[:, 2 * dims] = of_row[:, 0]
@@ -107,7 +108,7 @@ class _MixtureLogDensity(Function):
             for block in _blocks(exponentials):
                 part = exponentials[block]
                 sums.addmm_(_work(part, torch.float64).copy_(part).T, weighted[block])
-            squares, first, count = sums[:, :dims], sums[:, dims : 2 * dims], sums[:, 2 * dims : 2 * dims + 1]
+            squares, first, count = sums[:, : 2 * dims + 1].split([dims, dims, 1], 1)
             to_log_weights = count[:, 0] if ctx.needs_input_grad[3] else None
         if any(ctx.needs_input_grad[1:3]):
             from_mean = torch.addcmul(first, count, centred, value=-1)  # sum z - count mean

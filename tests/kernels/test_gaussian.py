@@ -155,3 +155,10 @@ class TestNormalKL:
         plain = mean.detach(), log_var.detach()
         gradient = torch.func.grad(lambda m: kl_normal(m, plain[1]).sum())(plain[0])
         torch.testing.assert_close(gradient, expected[0])
+
+
+def test_a_mean_that_float32_holds_of_a_kl_that_it_does_not():
+    mean, log_var = torch.zeros(2, 1000, 1)
+    log_var[3] = 90.0
+    expected = GaussianKLLoss()(mean.double(), log_var.double())
+    torch.testing.assert_close(GaussianKLLoss()(mean, log_var).double(), expected, rtol=1e-6, atol=0)
