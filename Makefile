@@ -27,6 +27,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 # every speed that is promised, as ratios in one run
 bench: $(VENV)/.examples

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import kldiv
-from kldiv.exact import CLOSED_FORMS, ClosedForm
+from kldiv.exact.registry import CLOSED_FORMS, ClosedForm
 from kldiv.exact.two_families import infinite
 
 PAGE = Path(__file__).with_name("closed-forms.md")

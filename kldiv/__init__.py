@@ -2,39 +2,61 @@
 
 from kldiv import functional, tables
 from kldiv.bounds import KLBounds, kl_bounds
-from kldiv.controllers import GECO, Controller, PIDController
-from kldiv.decomposition import KLDecomposition, TotalCorrelationKLLoss, decompose_kl
-from kldiv.discrete_reconstruction import (
+from kldiv.distributions import (
+    DiagonalNormal,
+    DiagonalNormalMixture,
+    GumbelSoftmax,
+    HypersphericalUniform,
+    PowerSpherical,
+)
+from kldiv.elbo import (
+    GECO,
+    Capacity,
+    Controller,
+    CosineWarmup,
+    CyclicalWarmup,
+    ELBOLoss,
+    ELBOTerms,
+    FreeBits,
+    ImportanceWeightedELBOLoss,
+    LinearWarmup,
+    LogLikelihood,
+    PIDController,
+    Schedule,
+    attach,
+    estimate_log_likelihood,
+    importance_log_likelihood,
+    stream_log_likelihood,
+)
+from kldiv.exact import kl_divergence, register_kl
+from kldiv.kernels import touch_constants
+from kldiv.likelihoods import (
+    BernoulliNLL,
     CategoricalNLL,
+    ContinuousBernoulliNLL,
     DiscretizedLogisticMixtureNLL,
+    GaussianNLL,
+    LaplaceNLL,
     NegativeBinomialNLL,
+    NegativeLogLikelihood,
+    OptimalGaussianNLL,
     PoissonNLL,
     bits_per_dimension,
 )
-from kldiv.distributions import DiagonalNormal, standard_prior
-from kldiv.divergence import kl_divergence, register_kl
-from kldiv.elbo import ELBOLoss, ELBOTerms
-from kldiv.gumbel_softmax import GumbelSoftmax
-from kldiv.importance import ImportanceWeightedELBOLoss, LogLikelihood, importance_log_likelihood
-from kldiv.kernels.memory import touch_constants
-from kldiv.log_likelihood import estimate_log_likelihood, stream_log_likelihood
-from kldiv.losses import BalancedKLLoss, ExactKLLoss, KLTerm, MonteCarloKLLoss
-from kldiv.mixtures import DiagonalNormalMixture
-from kldiv.monte_carlo import KLEstimate, estimate_kl
-from kldiv.priors import MixturePrior, VampPrior
-from kldiv.quadrature import kl_quadrature
-from kldiv.reconstruction import (
-    BernoulliNLL,
-    ContinuousBernoulliNLL,
-    GaussianNLL,
-    LaplaceNLL,
-    NegativeLogLikelihood,
-    OptimalGaussianNLL,
+from kldiv.losses import (
+    BalancedKLLoss,
+    CategoricalKLLoss,
+    ExactKLLoss,
+    GaussianKLLoss,
+    KLDecomposition,
+    KLTerm,
+    MonteCarloKLLoss,
+    TotalCorrelationKLLoss,
+    decompose_kl,
 )
-from kldiv.schedules import CosineWarmup, CyclicalWarmup, LinearWarmup, Schedule, attach
-from kldiv.spherical import HypersphericalUniform, PowerSpherical
-from kldiv.tensor_losses import CategoricalKLLoss, GaussianKLLoss
-from kldiv.transforms import Capacity, FreeBits
+from kldiv.monte_carlo import KLEstimate, estimate_kl
+from kldiv.priors import MixturePrior, VampPrior, standard_prior
+from kldiv.quadrature import QuadratureError, kl_quadrature
 
 __version__ = "0.1.0"
 
@@ -78,6 +100,7 @@ __all__ = [
     "PIDController",
     "PoissonNLL",
     "PowerSpherical",
+    "QuadratureError",
     "Schedule",
     "TotalCorrelationKLLoss",
     "VampPrior",

@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kldiv.kernels import fused
-from kldiv.kernels.categorical import categorical_kl, has_categorical_kl
-from kldiv.kernels.gaussian import normal_kl
-from kldiv.special import broadcast, exact_difference, expm1mx, standardise, widen
+from kldiv.kernels import categorical_kl, fused, has_categorical_kl, normal_kl
+from kldiv.numerics import broadcast, check_broadcast, exact_difference, expm1mx, standardise, widen
+
+__all__ = [
+    "bounded_log_var",
+    "kl_bernoulli",
+    "kl_categorical",
+    "kl_normal",
+]
+
 
 _LARGE = 2**14
 """Numbers from which on categories are taken by blocks: of fewer the plain formula costs no more."""
@@ -180,24 +186,3 @@ def bounded_log_var(raw: Tensor, limit: float = 10.0) -> Tensor:
         raise ValueError(f"limit={limit} must be finite and positive")
     (raw,) = widen(raw)
     return raw / (1 + raw.abs() / limit)
-
-
-def check_broadcast(**shapes: torch.Size) -> torch.Size:
-    """The shape to which the named shapes broadcast.
-
-    Raises: ValueError: if they do not; the message names each with its shape.
-
-    >>> check_broadcast(mean=torch.Size([3, 1]), log_var=torch.Size([4]))
-    torch.Size([3, 4])
-    """
-    joint: list[int] = []
-    for shape in shapes.values():
-        longer, shorter = (joint, list(shape)) if len(joint) >= len(shape) else (list(shape), joint)
-        joint = list(longer)
-        for axis in range(-len(shorter), 0):
-            if longer[axis] != shorter[axis] and 1 not in (longer[axis], shorter[axis]):
-                raise ValueError(
-                    "the shapes do not broadcast: " + ", ".join(f"{name} {tuple(s)}" for name, s in shapes.items())
-                )
-            joint[axis] = shorter[axis] if longer[axis] == 1 else longer[axis]
-    return torch.Size(joint)

@@ -10,12 +10,17 @@ from torch.distributions import Distribution
 from kldiv.elbo import ELBOTerms
 from kldiv.losses import ExactKLLoss, check_example_dimension
 
+__all__ = [
+    "ActiveUnits",
+    "KLPerDimension",
+    "RateDistortion",
+]
+
+
 try:
     from torchmetrics import Metric
 except ImportError as error:
     raise ImportError("kldiv.metrics needs torchmetrics: pip install torchmetrics") from error
-
-__all__ = ["ActiveUnits", "KLPerDimension", "RateDistortion"]
 
 
 class _MeanOverExamples(Metric):

@@ -6,12 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    OneHotCategorical,
+    constraints,
+)
 
-from kldiv.distributions import DiagonalNormal, factorise, with_event_dims
-from kldiv.exact.normal import log_variance
-from kldiv.mixtures import DiagonalNormalMixture
-from kldiv.special import widen
+from kldiv.distributions import DiagonalNormal, DiagonalNormalMixture, factorise, log_variance, with_event_dims
+from kldiv.numerics import widen
+
+__all__ = [
+    "MixturePrior",
+    "VampPrior",
+    "standard_prior",
+]
 
 
 class MixturePrior(nn.Module):
@@ -220,3 +232,47 @@ def _check_size(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1")
+
+
+def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distribution:
+    """The prior that ``prior=None`` stands for: standard normal on the reals, uniform over categories.
+
+    Args:
+        posterior: its support and event shape decide.
+        like: a tensor whose dtype and device the prior takes; otherwise the posterior's mean, or a
+            draw where it has none.
+    Returns: a distribution with an empty batch shape and the posterior's event shape.
+    Raises: ValueError: any other support; the message says what to write.
+
+    >>> standard_prior(DiagonalNormal(torch.ones(8, 2), torch.ones(8, 2))).event_shape
+    torch.Size([2])
+    """
+    base, dims = posterior, 0
+    while isinstance(base, Independent):
+        base, dims = base.base_dist, dims + base.reinterpreted_batch_ndims
+    if isinstance(base, (Categorical, OneHotCategorical)):
+        uniform = type(base)(logits=base.logits.new_zeros(base.logits.shape[-1 - dims :]))
+        return Independent(uniform, dims, validate_args=False) if dims else uniform
+    name = type(posterior).__name__
+    try:
+        support = posterior.support
+    except NotImplementedError:
+        shape = ", ".join(map(str, posterior.event_shape))
+        raise ValueError(
+            f"prior=None is the standard normal on the reals or uniform categories, and {name} does not say what its "
+            f"support is. Pass the prior: on the reals DiagonalNormal(torch.zeros({shape}), torch.zeros({shape}))"
+        ) from None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is not constraints.real:
+        raise ValueError(
+            f"prior=None is the standard normal on the reals or uniform categories, and {name} has another support "
+            f"({type(support).__name__.lstrip('_')}). Pass the prior: prior={type(base).__name__}(...) or another there"
+        )
+    if like is None:
+        try:
+            like = posterior.mean
+        except NotImplementedError:
+            like = posterior.sample()  # a flow, say: only what it draws tells dtype and device
+    zeros = like.new_zeros(posterior.event_shape)
+    return DiagonalNormal(zeros, zeros, event_dim=len(posterior.event_shape), validate_args=False)

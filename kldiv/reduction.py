@@ -2,6 +2,14 @@
 
 from torch import Tensor
 
+__all__ = [
+    "REDUCTIONS",
+    "check_reduction",
+    "reduce",
+    "sum_latent",
+]
+
+
 REDUCTIONS = ("batchmean", "sum", "none")
 
 

@@ -1,14 +1,14 @@
-r"""Probability tables: relative entropy, entropy, cross-entropy and their symmetric kin.
+"""Probability tables: relative entropy, entropy, cross-entropy and their symmetric kin.
 
 A table is a tensor of non-negative numbers, and ``dim`` says over which of its dimensions they sum to one: one
 dimension, or a tuple of them for a joint table; all others are batch. Everything is computed in ``float64`` and handed
 back in the widest dtype of the tables, ``float32`` at least.
 
-A table is read as :math:`P = p / \sum p`, so that rounded probabilities are a distribution all the same. How far from
-one its sum may be is its dtype's matter, with :math:`\epsilon` the dtype's resolution, :math:`\sigma` its smallest
+A table is read as :math:`P = p / \\sum p`, so that rounded probabilities are a distribution all the same. How far from
+one its sum may be is its dtype's matter, with :math:`\\epsilon` the dtype's resolution, :math:`\\sigma` its smallest
 subnormal number and n the number of entries that are summed:
 
-.. math:: 10^{-6}\sqrt n + 4\epsilon + n\sigma
+.. math:: 10^{-6}\\sqrt n + 4\\epsilon + n\\sigma
 
 For ten entries that is 3.2e-6 in ``float64``, 3.6e-6 in ``float32``, 0.004 in ``float16`` and 0.03 in ``bfloat16``. The
 check synchronises with the device, once for both tables. ``validate=False`` leaves it out, and so does
@@ -22,10 +22,15 @@ import math
 import torch
 from torch import Tensor
 
-from kldiv.functional import check_broadcast
-from kldiv.special import kl_term, log_ratio
+from kldiv.numerics import check_broadcast, kl_term, log_ratio
 
-__all__ = ["cross_entropy", "entropy", "jeffreys", "jensen_shannon", "relative_entropy"]
+__all__ = [
+    "cross_entropy",
+    "entropy",
+    "jeffreys",
+    "jensen_shannon",
+    "relative_entropy",
+]
 
 
 def relative_entropy(

@@ -19,7 +19,7 @@ from torch.distributions import (
 
 from kldiv import DiagonalNormal, KLBounds, kl_bounds, kl_divergence
 from kldiv import bounds as module
-from kldiv.quadrature import kl_quadrature
+from kldiv.quadrature.integral import kl_quadrature
 from kldiv.tables import relative_entropy
 
 PAIRS = 2048

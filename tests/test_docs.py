@@ -7,7 +7,7 @@ from torch import nn
 
 import kldiv
 from docs import closed_forms
-from kldiv.exact import CLOSED_FORMS
+from kldiv.exact.registry import CLOSED_FORMS
 
 
 def test_the_page_of_closed_forms_is_that_of_the_registry():

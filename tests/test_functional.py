@@ -151,7 +151,7 @@ def test_function_transforms():
     torch.testing.assert_close(tangent, sum(gradients), rtol=1e-4, atol=1e-5)
 
 
-# Logits: values and gradients of both are those of tests/test_exact.py, through the distributions
+# Logits: values and gradients of both are those of tests/exact/test_closed_forms.py, through the distributions
 
 
 def true_kl_bernoulli(a, b):

@@ -1,12 +1,15 @@
 """Continuous Bernoulli distributions."""
 
-import torch
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli
 
-from kldiv.exact import register_kl
-from kldiv.exact.discrete import as_logits, given
-from kldiv.special import bregman, log_ratio
+from kldiv.distributions import as_logits, given
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import bregman, log_ratio, log_sinc, log_sinc_first, log_sinc_second
+
+__all__ = [
+    "kl_continuous_bernoulli",
+]
 
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)
@@ -26,55 +29,3 @@ def kl_continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> T
         excess = as_logits(kind_q, value_q) - as_logits(kind_p, value_p)
     logits_p, logits_q = as_logits(kind_p, value_p), as_logits(kind_q, value_q)
     return bregman(logits_q, logits_p, excess, log_sinc, log_sinc_first, log_sinc_second)
-
-
-def log_sinc(x: Tensor) -> Tensor:
-    """ln(sinh(x/2) / (x/2)): the log-normaliser of a continuous Bernoulli distribution, less x/2."""
-    x = x.abs()
-    small = x < 0.5
-    v, w = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
-    square = v * v
-    series = torch.zeros_like(v)
-    for coefficient in reversed(_LOG_SINC):
-        series = (series + coefficient) * square
-    return torch.where(small, series, 0.5 * w + torch.log(-torch.expm1(-w)) - torch.log(w))
-
-
-def log_sinc_first(x: Tensor) -> Tensor:
-    """The derivative of :func:`log_sinc`: the mean of a continuous Bernoulli distribution, less 1/2."""
-    small = x.abs() < 0.5
-    v, w = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
-    square = v * v
-    series = torch.zeros_like(v)
-    for k in range(len(_LOG_SINC), 0, -1):
-        series = series * square + 2 * k * _LOG_SINC[k - 1]
-    return torch.where(small, series * v, 0.5 / torch.tanh(0.5 * w) - 1 / w)
-
-
-def log_sinc_second(x: Tensor) -> Tensor:
-    """The second derivative of :func:`log_sinc`: the variance of a continuous Bernoulli distribution."""
-    x = x.abs()
-    small = x < 1
-    v, w = torch.where(small, x, 0.0), torch.where(small, 2.0, x)
-    square = v * v
-    series = torch.zeros_like(v)
-    for k in range(len(_LOG_SINC), 0, -1):
-        series = series * square + 2 * k * (2 * k - 1) * _LOG_SINC[k - 1]
-    # 1 / (4 sinh^2(w/2)), which does not overflow
-    decay = torch.exp(-w) / torch.expm1(-w).square()
-    return torch.where(small, series, 1 / (w * w) - decay)
-
-
-# B_2k / (2k (2k)!), the coefficients of x^2k
-_LOG_SINC = (
-    1 / 24,
-    -1 / 2880,
-    1 / 181440,
-    -1 / 9676800,
-    1 / 479001600,
-    -691 / 15692092416000,
-    1 / 1046139494400,
-    -3617 / 170729965486080000,
-    43867 / 91963695909076992000,
-    -174611 / 16057153253965824000000,
-)

@@ -4,9 +4,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, Dirichlet
 
-from kldiv.exact import register_kl
-from kldiv.log_gamma import bregman_stirling_error
-from kldiv.special import broadcast, kl_term, non_negative
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import bregman_stirling_error, broadcast, kl_term, non_negative
+
+__all__ = [
+    "beta_concentrations",
+    "kl_beta",
+    "kl_dirichlet",
+    "kl_dirichlet_concentrations",
+]
 
 
 def kl_dirichlet_concentrations(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:

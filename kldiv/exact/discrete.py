@@ -16,24 +16,28 @@ from torch.distributions import (
     Poisson,
 )
 
-from kldiv.exact import check_once, no_form_for_these, register_kl
+from kldiv.distributions import as_logits, given
+from kldiv.exact.registry import check_once, no_form_for_these, register_kl
 from kldiv.functional import kl_bernoulli, kl_categorical
-from kldiv.special import expm1mx, kl_term
+from kldiv.numerics import expm1mx, kl_term
 from kldiv.tables import relative_entropy
 
-
-def given(distribution: Any) -> tuple[str, Tensor]:
-    """``"logits"`` or ``"probs"``, what the distribution was made of, and the values in ``float64``."""
-    if isinstance(distribution, Geometric):  # which does not say; the other of the two is kept when it is asked for
-        kind = next(name for name in distribution.__dict__ if name in ("probs", "logits"))
-        return kind, getattr(distribution, kind).double()
-    kind = "logits" if distribution._param is distribution.__dict__.get("logits") else "probs"
-    return kind, distribution._param.double()
-
-
-def as_logits(kind: str, value: Tensor) -> Tensor:
-    """The logits of one outcome of two."""
-    return value if kind == "logits" else torch.log(value) - torch.log1p(-value)
+__all__ = [
+    "chance",
+    "kl_bernoulli_poisson",
+    "kl_bernoullis",
+    "kl_binomial",
+    "kl_categoricals",
+    "kl_geometric",
+    "kl_multinomial",
+    "kl_negative_binomial",
+    "kl_of_finite_counts",
+    "kl_of_trials",
+    "kl_poisson",
+    "kl_poisson_to_finite",
+    "log_mass",
+    "times",
+]
 
 
 def kl_of_trials(p: Any, q: Any) -> Tensor:

@@ -1,4 +1,4 @@
-r"""What a family of scalar distributions expects of the few statistics that others' log-densities are made of."""
+"""What a family of scalar distributions expects of the few statistics that others' log-densities are made of."""
 
 import math
 from typing import Any
@@ -21,13 +21,44 @@ from torch.distributions import (
     Weibull,
 )
 
-from kldiv.exact.continuous_bernoulli import log_sinc, log_sinc_first, log_sinc_second
+from kldiv.distributions import as_logits, given
 from kldiv.exact.dirichlet import beta_concentrations, kl_dirichlet_concentrations
-from kldiv.exact.discrete import as_logits, given
 from kldiv.exact.gamma import gamma_parameters
-from kldiv.incomplete_gamma import exponential_integral, gamma_tail
-from kldiv.log_gamma import EULER, bregman_lgamma, digamma_minus_log, stirling_error, trigamma
-from kldiv.special import kl_term, xmlog1p
+from kldiv.numerics import (
+    EULER,
+    bregman_lgamma,
+    digamma_minus_log,
+    exponential_integral,
+    gamma_tail,
+    kl_term,
+    log_sinc,
+    log_sinc_first,
+    log_sinc_second,
+    stirling_error,
+    trigamma,
+    xmlog1p,
+)
+
+__all__ = [
+    "FAMILIES",
+    "Expectations",
+    "OfBeta",
+    "OfContinuousBernoulli",
+    "OfExponential",
+    "OfGamma",
+    "OfGumbel",
+    "OfHalfNormal",
+    "OfInverseGamma",
+    "OfLaplace",
+    "OfLogNormal",
+    "OfNormal",
+    "OfPareto",
+    "OfUniform",
+    "OfWeibull",
+    "PositiveExpectations",
+    "mean_log",
+]
+
 
 _LOG_2PI = math.log(2 * math.pi)
 

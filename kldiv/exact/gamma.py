@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Exponential, Gamma, InverseGamma
 
-from kldiv.exact import register_kl
-from kldiv.log_gamma import bregman_stirling_error
-from kldiv.special import expm1mx, log_ratio
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import bregman_stirling_error, expm1mx, log_ratio
+
+__all__ = [
+    "gamma_parameters",
+    "kl_exponential",
+    "kl_gamma",
+]
 
 
 def gamma_parameters(distribution: Any) -> tuple[Tensor, Tensor]:

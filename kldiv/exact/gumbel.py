@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Exponential, Gumbel, Weibull
 
-from kldiv.exact import register_kl
-from kldiv.log_gamma import EULER, bregman_lgamma
-from kldiv.special import expm1mx, log_ratio, xmlog1p
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import EULER, bregman_lgamma, expm1mx, log_ratio, xmlog1p
+
+__all__ = [
+    "kl_gumbel",
+    "kl_weibull",
+    "weibull_parameters",
+]
 
 
 @register_kl(Gumbel, Gumbel)

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, Kumaraswamy
 
-from kldiv.exact import register_kl
-from kldiv.special import expm1mx
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import expm1mx
+
+__all__ = [
+    "kl_kumaraswamy_beta",
+]
 
 
 @register_kl(Kumaraswamy, Beta)

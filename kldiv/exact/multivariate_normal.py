@@ -1,4 +1,4 @@
-r"""Normal distributions with full, low-rank or diagonal covariance, in all directions, and Wishart distributions.
+"""Normal distributions with full, low-rank or diagonal covariance, in all directions, and Wishart distributions.
 
 All that a KL needs of two covariances is the lower triangular matrix :math:`F = L_q^{-1} L_p - 1` of their Cholesky
 factors. It is formed from the difference of what the distributions were given, so that it keeps its digits where the
@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Wishart
 
-from kldiv.exact import register_kl
-from kldiv.functional import check_broadcast
-from kldiv.log_gamma import bregman_lgamma
-from kldiv.special import expm1mx, non_negative
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import bregman_lgamma, check_broadcast, expm1mx, non_negative
+
+__all__ = [
+    "Covariance",
+    "covariance",
+    "kl_multivariate_normal",
+    "kl_of_covariances",
+    "kl_of_excess",
+    "kl_wishart",
+    "whitened_excess",
+]
 
 
 class Covariance(NamedTuple):

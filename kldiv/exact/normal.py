@@ -4,8 +4,15 @@ import torch
 from torch import Tensor
 from torch.distributions import HalfNormal, LogNormal, Normal
 
-from kldiv.exact import register_kl
-from kldiv.special import expm1mx, log_ratio
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import expm1mx, log_ratio
+
+__all__ = [
+    "kl_half_normals",
+    "kl_log_normals",
+    "kl_normal_normal",
+    "kl_normal_scales",
+]
 
 
 def kl_normal_scales(mean_difference: Tensor, scale_p: Tensor, scale_q: Tensor) -> Tensor:
@@ -48,8 +55,3 @@ def kl_half_normals(p: HalfNormal, q: HalfNormal) -> Tensor:
     """
     scale_p, scale_q = p.scale.double(), q.scale.double()
     return kl_normal_scales(torch.zeros_like(scale_p), scale_p, scale_q)
-
-
-def log_variance(scale: Tensor) -> Tensor:
-    """The log-variance of a standard deviation, in ``float64``."""
-    return 2 * torch.log(scale.double())

@@ -1,8 +1,8 @@
-r"""Pairs of two families, table by table: what p expects of the few statistics that q's log-density is made of.
+"""Pairs of two families, table by table: what p expects of the few statistics that q's log-density is made of.
 
-.. math:: D_{KL}(p\|q) = E_p \ln p - E_p \ln q
+.. math:: D_{KL}(p\\|q) = E_p \\ln p - E_p \\ln q
 
-One class a family says what it knows of p; one function a family says what :math:`-E_p\ln q` is in those terms; a pair
+One class a family says what it knows of p; one function a family says what :math:`-E_p\\ln q` is in those terms; a pair
 is registered wherever the first knows what the second asks for. Where p's support is not within q's, D is infinite.
 """
 
@@ -32,8 +32,6 @@ from torch.distributions import (
     Weibull,
 )
 
-from kldiv.exact import CLOSED_FORMS, register_kl
-from kldiv.exact.continuous_bernoulli import log_sinc, log_sinc_first, log_sinc_second
 from kldiv.exact.dirichlet import beta_concentrations, kl_dirichlet_concentrations
 from kldiv.exact.expectations import (
     FAMILIES,
@@ -47,9 +45,41 @@ from kldiv.exact.expectations import (
     mean_log,
 )
 from kldiv.exact.gamma import gamma_parameters
-from kldiv.functional import check_broadcast
-from kldiv.log_gamma import bregman_lgamma, digamma_minus_log, stirling_error
-from kldiv.special import bregman, expm1mx, non_negative, xmlog1p
+from kldiv.exact.registry import CLOSED_FORMS, register_kl
+from kldiv.numerics import (
+    bregman,
+    bregman_lgamma,
+    check_broadcast,
+    digamma_minus_log,
+    expm1mx,
+    log_sinc,
+    log_sinc_first,
+    log_sinc_second,
+    non_negative,
+    stirling_error,
+    xmlog1p,
+)
+
+__all__ = [
+    "infinite",
+    "kl_beta_continuous_bernoulli",
+    "kl_beta_uniform",
+    "kl_continuous_bernoulli_exponential",
+    "kl_continuous_bernoulli_uniform",
+    "kl_gamma_weibull",
+    "kl_to_gamma",
+    "kl_to_gumbel",
+    "kl_to_inverse_gamma",
+    "kl_to_laplace",
+    "kl_to_log_normal",
+    "kl_to_normal",
+    "kl_to_weibull",
+    "kl_uniform_beta",
+    "kl_uniform_continuous_bernoulli",
+    "kl_uniform_pareto",
+    "kl_weibull_gamma",
+]
+
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -330,6 +360,7 @@ _ON_THE_HALF_LINE: dict[type, tuple[Any, tuple[str, ...]]] = {
     Weibull: (kl_to_weibull, ("power_gap", "log_mean", "log_negative_entropy")),
     LogNormal: (kl_to_log_normal, ("log_mean", "log_variance", "log_negative_entropy")),
 }
+
 # these know of ln x but of no other power of x than the first
 _FIRST_POWER_ALONE = (Uniform, Beta)
 

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 from torch.distributions import VonMises
 
-from kldiv.exact import register_kl
-from kldiv.special import bregman
+from kldiv.exact.registry import register_kl
+from kldiv.numerics import bregman
+
+__all__ = [
+    "kl_von_mises",
+]
 
 
 @register_kl(VonMises, VonMises)

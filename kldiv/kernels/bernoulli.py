@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, gradients_again, is_plain_backward
+from kldiv.kernels.autograd import blocks_of_rows, gradients_again, is_plain_backward
 from kldiv.kernels.memory import new_like, workspace
+
+__all__ = [
+    "Plain",
+    "bernoulli_nll",
+    "traced_bernoulli_nll",
+]
+
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 

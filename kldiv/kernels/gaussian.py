@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
+from kldiv.kernels.autograd import blocks_of_rows, fused, gradients_again, has_triton, in_eager, is_plain_backward
 from kldiv.kernels.memory import new_like, workspace
-from kldiv.special import LOG2_E, expm1mx, widen
+from kldiv.numerics import LOG2_E, expm1mx, widen
+
+__all__ = [
+    "Plain",
+    "gaussian_kl",
+    "has_gaussian_kl",
+    "normal_kl",
+]
+
 
 Plain = Callable[..., Tensor]
 

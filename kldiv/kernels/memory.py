@@ -10,6 +10,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+__all__ = [
+    "keep_freed_memory",
+    "new_like",
+    "touch_constants",
+    "workspace",
+]
+
+
 _HUGE_PAGE_ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 """``None`` on systems that know no such advice."""
 

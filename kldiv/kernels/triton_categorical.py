@@ -3,8 +3,6 @@
 To be imported where there is a tensor on CUDA, and Triton.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +10,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import gradients_again, is_plain_backward
+from kldiv.kernels.autograd import gradients_again, is_plain_backward
 from kldiv.kernels.triton_math import half_excess_and_spread, half_exponential, jit, power_of_two, tl
+
+__all__ = [
+    "Plain",
+    "categorical_kl",
+]
+
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
@@ -98,7 +102,7 @@ def _pair(x):  # type: ignore[no-untyped-def]
 
 @jit
 def _difference(a, b):  # type: ignore[no-untyped-def]
-    """a - b and the error of its rounding, as kldiv.special.exact_difference."""
+    """a - b and the error of its rounding, as kldiv.numerics.special.exact_difference."""
     difference = a - b
     used = a - difference
     return difference, (a - (difference + used)) + (used - b)

@@ -3,16 +3,21 @@
 To be imported where there is a tensor on CUDA, and Triton.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels import is_plain_backward
+from kldiv.kernels.autograd import is_plain_backward
 from kldiv.kernels.triton_math import half_excess_and_spread, jit, power_of_two, tl
+
+__all__ = [
+    "backward",
+    "forward",
+    "gaussian_kl",
+]
+
 
 _BLOCK = 2048
 _PROGRAMS = 8

@@ -3,12 +3,17 @@
 To be imported where there is a tensor on CUDA, and Triton.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["half_excess_and_spread", "half_exponential", "jit", "power_of_two", "tl"]
+__all__ = [
+    "half_excess_and_spread",
+    "half_exponential",
+    "jit",
+    "power_of_two",
+    "tl",
+]
+
 
 jit: Callable[[Any], Any]
 try:
@@ -55,7 +60,7 @@ def half_exponential(u):  # type: ignore[no-untyped-def]
 
 @jit
 def half_excess_and_spread(u):  # type: ignore[no-untyped-def]
-    """Half of e^u - 1 and of e^u - 1 - u: near 0 by a polynomial, that of kldiv.special for compilers."""
+    """Half of e^u - 1 and of e^u - 1 - u: near 0 by a polynomial, that of kldiv.numerics.special for compilers."""
     exponential = half_exponential(u)
     s = 0.0001994575805414567
     s = s * u + 0.0013982985777479234

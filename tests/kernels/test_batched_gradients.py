@@ -5,7 +5,7 @@ import torch
 
 import kldiv
 from kldiv import functional
-from kldiv.kernels.log_mixtures import log_mixtures
+from kldiv.kernels.aggregate_posterior import log_mixtures
 
 FUNCTIONS = {
     "categorical": (functional.kl_categorical, [(4, 40_000)] * 2),

@@ -8,7 +8,7 @@ from kldiv.kernels import bernoulli as kernel
 from kldiv.kernels import memory
 from kldiv.kernels.bernoulli import bernoulli_nll
 from kldiv.kernels.bernoulli import traced_bernoulli_nll as traced
-from kldiv.reconstruction import _bernoulli_nll
+from kldiv.likelihoods.bernoulli import _bernoulli_nll
 
 
 @pytest.fixture(params=[1, 20, 2**17], ids=["row by row", "blocks", "at once"], autouse=True)

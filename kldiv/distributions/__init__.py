@@ -1,0 +1,55 @@
+"""Distributions of our own, and what is asked of any distribution: its parts, parameters, precision, support."""
+
+from kldiv.distributions.density import log_density, log_prob
+from kldiv.distributions.diagonal_normal import DiagonalNormal
+from kldiv.distributions.gumbel_softmax import GumbelSoftmax
+from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
+from kldiv.distributions.pair import by_dimension, check_measures, in_wide, matched
+from kldiv.distributions.parameters import as_logits, given, log_variance, materialise, parameter_dtype, parameters_of
+from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
+from kldiv.distributions.precision import converted, detached, in_double, is_ours, widened
+from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
+from kldiv.distributions.support import (
+    as_tensor,
+    has_moving_support,
+    inside,
+    single_transforms,
+    support_of,
+    without_common_transforms,
+)
+
+__all__ = [
+    "DiagonalNormal",
+    "DiagonalNormalMixture",
+    "GumbelSoftmax",
+    "HypersphericalUniform",
+    "PowerSpherical",
+    "as_logits",
+    "as_tensor",
+    "by_dimension",
+    "check_measures",
+    "converted",
+    "detached",
+    "factorise",
+    "given",
+    "has_moving_support",
+    "in_double",
+    "in_wide",
+    "independent_dims",
+    "inside",
+    "is_ours",
+    "log_density",
+    "log_prob",
+    "log_variance",
+    "log_weights",
+    "matched",
+    "materialise",
+    "parameter_dtype",
+    "parameters_of",
+    "single_transforms",
+    "support_of",
+    "take_off",
+    "widened",
+    "with_event_dims",
+    "without_common_transforms",
+]

@@ -1,0 +1,152 @@
+"""Where a distribution has mass: an interval, and the ends of further intervals inside."""
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+    VonMises,
+    constraints,
+)
+from torch.distributions.transforms import ComposeTransform, ExpTransform, IndependentTransform, SigmoidTransform
+
+from kldiv.distributions.precision import is_ours
+
+__all__ = [
+    "Support",
+    "as_tensor",
+    "declared_support",
+    "has_moving_support",
+    "inside",
+    "single_transforms",
+    "support_of",
+    "without_common_transforms",
+]
+
+
+class Support(NamedTuple):
+    """An interval, and the ends of further intervals inside it. A number is an end that never moves."""
+
+    lower: Tensor | float
+    upper: Tensor | float
+    inner: tuple[Tensor, ...] = ()
+
+
+def support_of(distribution: Any) -> Support:
+    if isinstance(distribution, VonMises):  # torch says real, for an angle may be given modulo 2 pi
+        return Support(-math.pi, math.pi)
+    if isinstance(distribution, Independent):
+        return support_of(distribution.base_dist)
+    if isinstance(distribution, MixtureSameFamily):
+        component = distribution.component_distribution
+        part = support_of(component)
+        lower, upper, *inner = (
+            end.expand(component.batch_shape) if isinstance(end, Tensor) else end
+            for end in (part.lower, part.upper, *part.inner)
+        )
+        return Support(
+            lower.amin(-1) if isinstance(lower, Tensor) else lower,
+            upper.amax(-1) if isinstance(upper, Tensor) else upper,
+            tuple(end for ends in (lower, upper, *inner) if isinstance(ends, Tensor) for end in ends.unbind(-1)),
+        )
+    if inspect.getattr_static(type(distribution), "support") is vars(TransformedDistribution)["support"]:
+        # that is the codomain of its last transform, which may be more than it reaches
+        support = support_of(distribution.base_dist)
+        for transform in single_transforms(distribution.transforms):
+            support = _image(transform, support)
+        return support
+    try:
+        return _interval(distribution.support)
+    except NotImplementedError:
+        return Support(-math.inf, math.inf)
+
+
+def _interval(constraint: object) -> Support:
+    lower, upper = getattr(constraint, "lower_bound", -math.inf), getattr(constraint, "upper_bound", math.inf)
+    lower, upper = (end.double() if isinstance(end, Tensor) else float(end) for end in (lower, upper))
+    return Support(lower, upper)
+
+
+def single_transforms(transforms: Sequence[Transform]) -> Iterator[Transform]:
+    for transform in transforms:
+        if isinstance(transform, ComposeTransform):
+            yield from single_transforms(transform.parts)
+        elif isinstance(transform, IndependentTransform):
+            yield transform.base_transform
+        else:
+            yield transform
+
+
+def _image(transform: Transform, support: Support) -> Support:
+    if _interval(transform.domain) == support:
+        return _interval(transform.codomain)
+    images = []
+    for end in (support.lower, support.upper, *support.inner):
+        # an infinite end does not move, and 0 * inf would be its derivative
+        if isinstance(end, Tensor):
+            image = transform(torch.where(end.isfinite(), end, 0.5))
+            images.append(torch.where(end.isfinite(), image, transform(end).detach()))
+        else:
+            image = transform(torch.tensor(end, dtype=torch.float64))
+            images.append(image if math.isfinite(end) else image.detach())
+    first, last, *inner = images
+    return Support(torch.minimum(first, last), torch.maximum(first, last), tuple(inner))
+
+
+def without_common_transforms(pair: list[Any]) -> list[Any]:
+    """Two distributions of the same divergence: where 1 - x runs out of numbers, the logit of x does not."""
+    while all(type(d).log_prob is TransformedDistribution.log_prob and d.transforms for d in pair):
+        last = [d.transforms[-1] for d in pair]
+        if not isinstance(last[0], (ExpTransform, SigmoidTransform)) or type(last[0]) is not type(last[1]):
+            break
+        pair = [
+            TransformedDistribution(d.base_dist, d.transforms[:-1], validate_args=False)
+            if d.transforms[:-1]
+            else d.base_dist
+            for d in pair
+        ]
+    return pair
+
+
+def inside(support: Support, points: Tensor, zeros: Tensor) -> Tensor:
+    """The points, and others in place of those that are no inner points of the support."""
+    lower, upper = as_tensor(support.lower, zeros), as_tensor(support.upper, zeros)
+    above = torch.where(lower.isfinite(), lower + 1, torch.where(upper.isfinite(), upper - 1, zeros))
+    other = torch.where(lower.isfinite() & upper.isfinite(), 0.5 * (lower + upper), above)
+    return torch.where(points.isfinite() & (points > lower) & (points < upper), points, other)
+
+
+def as_tensor(value: Tensor | float, zeros: Tensor) -> Tensor:
+    return value.to(zeros).expand(zeros.shape) if isinstance(value, Tensor) else torch.full_like(zeros, value)
+
+
+def has_moving_support(p: Distribution) -> bool:
+    """Whether the support depends on parameters that want a gradient: then the score's mean is not zero."""
+    while isinstance(p, Independent):
+        p = p.base_dist
+    ends: list[Any] = []
+    if not p.event_shape and is_ours(p):
+        support = declared_support(p)
+        if support is not None and not support.is_discrete:
+            found = support_of(p)
+            ends = [found.lower, found.upper, *found.inner]
+    elif (support := declared_support(p)) is not None:
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        ends = list(vars(support).values())
+    return any(isinstance(end, Tensor) and end.requires_grad for end in ends)
+
+
+def declared_support(distribution: Distribution) -> Any:
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return None

@@ -1,0 +1,283 @@
+"""The weight of the KL as a function of the optimiser's step."""
+
+import math
+import warnings
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+__all__ = [
+    "CosineWarmup",
+    "CyclicalWarmup",
+    "LinearWarmup",
+    "Schedule",
+    "Stepped",
+    "Warmup",
+    "attach",
+    "step_schedules",
+]
+
+
+class Stepped(nn.Module):
+    """A number that changes with the optimiser's steps: neither batches nor forward calls count.
+
+    Called without arguments: the value now, a tensor of shape (). :meth:`step` counts one step, in a buffer that
+    ``state_dict`` saves. A subclass computes :meth:`forward` and calls :meth:`use` there.
+
+    Warns: UserWarning: used in training and never stepped: after a hundred uses, or ten where training mode ends.
+    """
+
+    steps_taken: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
+        self.is_stepped = False
+        self._unstepped_uses = 0
+
+    def step(self, taken: Tensor | int = 1) -> None:
+        """Counts one optimiser step; none where ``taken`` is 0, on any device."""
+        self.is_stepped = True
+        self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
+
+    def use(self) -> None:
+        """Notes a use in training, so that what nobody steps is found out. Compiled code notes none."""
+        if torch.compiler.is_compiling() or self.is_stepped or not (self.training and torch.is_grad_enabled()):
+            return
+        self._unstepped_uses += 1
+        if self._unstepped_uses == 100:  # many batches to accumulate gradients over
+            self._warn()
+
+    def train(self, mode: bool = True) -> "Stepped":
+        if self.training and not mode and not self.is_stepped and 10 <= self._unstepped_uses < 100:
+            self._warn()
+        super().train(mode)
+        return self
+
+    def _warn(self) -> None:
+        uses, self.is_stepped = self._unstepped_uses, True  # once is enough
+        warnings.warn(
+            f"{type(self).__name__} was used {uses} times in training and never stepped, so it stays where it began. "
+            "Write kldiv.attach(elbo, optimizer) once, or elbo.step() after each optimizer.step()",
+            stacklevel=3,
+        )
+
+
+class Schedule(Stepped):
+    """A function of the optimiser's steps. A subclass computes :meth:`value` of the progress.
+
+    Args:
+        steps: how many steps the schedule takes, at least 1.
+        fraction: instead of ``steps``: the part of the whole run it takes, in (0, 1]. It needs the run's length, from
+            :func:`attach` or :attr:`total_steps`.
+    Raises:
+        ValueError: both or neither of the two, or one out of its range.
+        RuntimeError: on the first call with a ``fraction`` and no total.
+    """
+
+    def __init__(self, *, steps: int | None = None, fraction: float | None = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if (steps is None) == (fraction is None):
+            raise ValueError(f"{name} takes either steps or fraction: {name}(steps=5000) or {name}(fraction=0.2)")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps={steps}: at least one step")
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction} is not in (0, 1]")
+        self.steps, self.fraction = steps, fraction
+        self.total_steps: int | None = None
+
+    def value(self, progress: Tensor) -> Tensor:
+        """The value after that part of the schedule, from 0 on; 1 is its end and it may go beyond."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        self.use()
+        return self.value(self.steps_taken.float() / self.duration)
+
+    @property
+    def duration(self) -> float:
+        """The steps that the schedule takes."""
+        if self.fraction is None:
+            assert self.steps is not None
+            return self.steps
+        if self.total_steps is None:
+            raise RuntimeError(
+                f"{type(self).__name__}(fraction={self.fraction}) needs the length of the run: "
+                "kldiv.attach(elbo, optimizer, total_steps=...), or write steps= instead"
+            )
+        return self.fraction * self.total_steps
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(-1 if self.total_steps is None else self.total_steps)
+
+    def set_extra_state(self, state: Any) -> None:
+        if self.total_steps is None and int(state) > 0:  # what attach() was told of this run goes before
+            self.total_steps = int(state)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}" if self.fraction is None else f"fraction={self.fraction}"
+
+
+class Warmup(Schedule):
+    """From ``start`` to ``end`` on some way: a subclass computes :meth:`rise`, the part of it gone, from 0 to 1."""
+
+    def __init__(
+        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        self.start, self.end = start, end
+
+    def rise(self, progress: Tensor) -> Tensor:
+        """The part of the way gone after that part of the schedule, which may be over."""
+        raise NotImplementedError
+
+    def value(self, progress: Tensor) -> Tensor:
+        return self.start + (self.end - self.start) * self.rise(progress)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, start={self.start}, end={self.end}"
+
+
+class LinearWarmup(Warmup):
+    r"""From ``start`` to ``end`` on a straight line, then ``end``.
+
+    .. math:: s + (e - s) \min(n / \text{steps}, 1)
+
+    with n the optimiser steps taken so far.
+
+    Args:
+        steps, fraction: the length, see :class:`Schedule`: one of the two.
+        start, end: the value at first and in the end.
+    Raises: ValueError: both or neither of ``steps`` and ``fraction``, or one out of its range.
+    Source: Bowman et al. 2016; Sønderby et al. 2016, section 3.3.
+
+    >>> warmup = LinearWarmup(steps=4)
+    >>> warmup.step(); warmup()
+    tensor(0.2500)
+    """
+
+    def rise(self, progress: Tensor) -> Tensor:
+        return progress.clamp(max=1.0)
+
+
+class CosineWarmup(Warmup):
+    r"""From ``start`` to ``end`` on half a period of a cosine, level at both ends, then ``end``.
+
+    .. math:: s + (e - s)\, \tfrac12 \left[1 - \cos\left(\pi \min(n / \text{steps}, 1)\right)\right]
+
+    with n the optimiser steps taken so far.
+
+    Args:
+        steps, fraction: the length, see :class:`Schedule`: one of the two.
+        start, end: the value at first and in the end.
+    Raises: ValueError: both or neither of ``steps`` and ``fraction``, or one out of its range.
+    Source: Loshchilov & Hutter 2017, eq. 5, for the shape.
+
+    >>> warmup = CosineWarmup(steps=4)
+    >>> warmup.step(); warmup()
+    tensor(0.1464)
+    """
+
+    def rise(self, progress: Tensor) -> Tensor:
+        # half an angle's sine squared: 1 - cos of it, without the cancellation near 0
+        return torch.sin(0.5 * math.pi * progress.clamp(max=1.0)).square()
+
+
+class CyclicalWarmup(Schedule):
+    r"""Several warm-ups one after the other: each from ``start`` to ``end`` on a straight line, then level, then anew.
+
+    .. math:: s + (e - s) \min(\tau / R, 1), \qquad \tau = \operatorname{frac}(C\, n / \text{steps})
+
+    with n the optimiser steps taken so far, C the cycles and R the part of each that rises. After all ``steps`` it
+    stays at ``end``.
+
+    Args:
+        steps, fraction: the length of all cycles together, see :class:`Schedule`: one of the two.
+        cycles: C, at least 1.
+        rise: R, in (0, 1].
+        start, end: the value at the beginning and at the end of each cycle.
+    Raises: ValueError: both or neither of ``steps`` and ``fraction``, or an argument out of its range.
+    Source: Fu et al. 2019, with C = 4 and R = 0.5.
+
+    >>> warmup = CyclicalWarmup(steps=8, cycles=2)
+    >>> warmup.step(5); warmup()
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        fraction: float | None = None,
+        cycles: int = 4,
+        rise: float = 0.5,
+        start: float = 0.0,
+        end: float = 1.0,
+    ) -> None:
+        super().__init__(steps=steps, fraction=fraction)
+        if cycles < 1:
+            raise ValueError(f"cycles={cycles}: at least one")
+        if not 0 < rise <= 1:
+            raise ValueError(f"rise={rise} is not in (0, 1]")
+        self.cycles, self.rise, self.start, self.end = cycles, rise, start, end
+
+    def value(self, progress: Tensor) -> Tensor:
+        within = torch.where(progress < 1, (self.cycles * progress).frac(), 1.0)
+        return self.start + (self.end - self.start) * (within / self.rise).clamp(max=1.0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, cycles={self.cycles}, rise={self.rise}, start={self.start}, end={self.end}"
+
+
+def step_schedules(module: nn.Module) -> None:
+    """One optimiser step for every schedule and controller in the module."""
+    for part in module.modules():
+        if isinstance(part, Stepped):
+            part.step()
+
+
+# of each optimiser, which attachment steps a schedule: the last one, should two hold it
+_stepped_by: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, object]] = WeakKeyDictionary()
+
+
+def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = None) -> RemovableHandle:
+    """Has every schedule and controller in ``elbo`` count each step of ``optimizer`` from now on.
+
+    The one line that makes schedules right under gradient accumulation, validation and skipped steps, in a plain loop
+    and in Lightning's ``configure_optimizers`` (there ``total_steps=self.trainer.estimated_stepping_batches``). Not to
+    be combined with calls of ``elbo.step()``. Attached again to the same optimiser, by itself or in another module, it
+    still counts once; attached to two optimisers, the steps of both.
+
+    Args:
+        elbo: an :class:`kldiv.ELBOLoss`, or any module with schedules in it.
+        optimizer: the optimiser whose steps count.
+        total_steps: the steps of the whole run, for schedules given as a fraction of it; infinite is not known.
+    Returns: a handle; its ``remove()`` ends the counting.
+    Raises: ValueError: ``total_steps`` below 1.
+    """
+    if total_steps is not None and math.isinf(total_steps):  # Lightning's, of a run without an end
+        total_steps = None
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"total_steps={total_steps}: a run has at least one step")
+    owners, attachment = _stepped_by.setdefault(optimizer, WeakKeyDictionary()), object()
+    for part in elbo.modules():
+        if isinstance(part, Stepped):
+            part.is_stepped = True
+            owners[part] = attachment
+        if isinstance(part, Schedule) and total_steps is not None:
+            part.total_steps = int(total_steps)
+
+    def count(optimizer: Optimizer, *_: Any) -> None:
+        # a fused optimiser under a gradient scaler skips a step inside its kernel, and has this flag while it does
+        skipped = getattr(optimizer, "found_inf", None)
+        taken = 1 if skipped is None else (skipped == 0).long().squeeze()
+        for part in elbo.modules():
+            if isinstance(part, Stepped) and owners.setdefault(part, attachment) is attachment:
+                part.step(taken)
+
+    return optimizer.register_step_post_hook(count)

@@ -1,0 +1,164 @@
+"""Shaping the KL before it is weighted: modules from (N, \\*latent) to (N, \\*latent), nats in and nats out.
+
+Where a statistic of the batch is taken, it is that of all processes in training mode and of the process's own batch in
+eval mode, and it is expanded over N. What is summed over latent dimensions has size 1 there.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kldiv.distributed import world_mean
+from kldiv.reduction import sum_latent
+
+__all__ = [
+    "Capacity",
+    "FreeBits",
+    "apply_to_groups",
+    "is_of_batch",
+]
+
+
+class FreeBits(nn.Module):
+    r"""A KL below so many nats is free: it costs these and has no gradient.
+
+    With ``batch_mean`` the mean over the batch comes first and the maximum second, else the maximum alone, example by
+    example:
+
+    .. math:: \max\left(\lambda, \tfrac1N \sum_n d_{n}\right) \qquad\text{or}\qquad \max(\lambda, d_{n})
+
+    d is the KL of one dimension, of all dimensions of a group together, or of an example.
+
+    Args:
+        nats: :math:`\lambda`, not negative: of each dimension, each group or each example.
+        per: ``"dimension"``, ``"group"`` (the latents of one entry of a hierarchical sequence, all there are where
+            there is one) or ``"example"`` (the latents of all entries).
+        batch_mean: whether the mean over the batch is taken first.
+        group: the process group of the mean; ``None``: the whole world. (A process group, not a latent one.)
+    Raises: ValueError: nats that are negative or not finite; an unknown ``per``.
+
+    Called with (N, \*latent). Returns the same shape, latent dimensions of size 1 for ``"group"`` and ``"example"``.
+
+    Source: Kingma et al. 2016, section C.8, groups and batch mean; Pelsmaeker & Aziz 2020 compare the variants.
+
+    >>> FreeBits(0.5)(torch.tensor([[0.2, 1.0], [0.4, 3.0]]))
+    tensor([[0.5000, 2.0000],
+            [0.5000, 2.0000]])
+    """
+
+    def __init__(self, nats: float, per: str = "dimension", batch_mean: bool = True, *, group: Any = None) -> None:
+        super().__init__()
+        if not (math.isfinite(nats) and nats >= 0):
+            raise ValueError(f"nats={nats} must be finite and not negative")
+        if per not in ("dimension", "group", "example"):
+            raise ValueError(f"per={per!r} is none of 'dimension', 'group', 'example'")
+        self.nats, self.per, self.batch_mean, self.group = nats, per, batch_mean, group
+
+    @property
+    def joins_groups(self) -> bool:
+        """Whether the latents of all groups are to be given together."""
+        return self.per == "example"
+
+    @property
+    def is_of_batch(self) -> bool:
+        """Whether the result is a statistic of the batch, which weights of examples go into."""
+        return self.batch_mean
+
+    def forward(self, kl: Tensor) -> Tensor:
+        if self.per != "dimension":
+            kl = sum_latent(kl).reshape(-1, *[1] * max(kl.ndim - 1, 1))
+        if not self.batch_mean:
+            return kl.clamp(min=self.nats)
+        return _batch_mean(kl, self).clamp(min=self.nats).expand(kl.shape)
+
+    def extra_repr(self) -> str:
+        return f"nats={self.nats}, per={self.per!r}, batch_mean={self.batch_mean}"
+
+
+class Capacity(nn.Module):
+    r"""Holds the KL at a capacity: the distance of the batch's mean KL from it, times a gain.
+
+    .. math:: \gamma \left|\tfrac1N \sum_n D_n - C\right|
+
+    D_n is the KL of an example, summed over its latents of all groups.
+
+    Args:
+        nats: C, a number, or a module called without arguments such as ``LinearWarmup(steps=25000, end=25.0)``.
+        gain: :math:`\gamma`, positive; times the weight of the ELBO.
+        group: the process group of the mean; ``None``: the whole world.
+    Raises: ValueError: a capacity that is negative or not finite; a gain that is not positive.
+
+    Called with (N, \*latent). Returns the same with latent dimensions of size 1: one value, expanded over N.
+
+    Source: Burgess et al. 2018, eq. 8.
+
+    >>> Capacity(5.0, gain=10.0)(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[0.],
+            [0.]])
+    """
+
+    joins_groups = True
+    is_of_batch = True
+    nats: float | nn.Module
+
+    def __init__(self, nats: float | nn.Module, gain: float, *, group: Any = None) -> None:
+        super().__init__()
+        if not isinstance(nats, nn.Module) and not (math.isfinite(nats) and nats >= 0):
+            raise ValueError(f"nats={nats} must be finite and not negative")
+        if not (math.isfinite(gain) and gain > 0):
+            raise ValueError(f"gain={gain} must be finite and positive")
+        self.nats, self.gain, self.group = nats, gain, group
+
+    def forward(self, kl: Tensor) -> Tensor:
+        total = sum_latent(kl).reshape(-1, *[1] * max(kl.ndim - 1, 1))
+        capacity = self.nats() if isinstance(self.nats, nn.Module) else self.nats
+        return (self.gain * (_batch_mean(total, self) - capacity).abs()).expand(total.shape)
+
+    def extra_repr(self) -> str:
+        return f"gain={self.gain}" if isinstance(self.nats, nn.Module) else f"nats={self.nats}, gain={self.gain}"
+
+
+def apply_to_groups(
+    transform: nn.Module, groups: list[Tensor], weigh: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
+    r"""The transform on the KL of each latent group, (N, \*latent) each; on all together where it is to join them.
+
+    A ``nn.Sequential`` is applied part by part. ``weigh`` puts in the weights of the examples: before the first
+    statistic of the batch, which is one of the weighted examples, and after all else.
+
+    Raises: ValueError: a part that does not keep the examples; the message holds both shapes.
+    """
+    for part in _parts(transform):
+        if weigh is not None and is_of_batch(part):
+            groups, weigh = [weigh(kl) for kl in groups], None
+        if getattr(part, "joins_groups", False) and len(groups) > 1:
+            groups = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in groups], 1)]
+        shaped = [part(kl) for kl in groups]
+        for kl, result in zip(groups, shaped, strict=True):
+            if result.shape[:1] != kl.shape[:1]:
+                raise ValueError(
+                    f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a "
+                    "transform maps (N, ...) to (N, ...): expand a statistic of the batch over N"
+                )
+        groups = shaped
+    return groups if weigh is None else [weigh(kl) for kl in groups]
+
+
+def _parts(transform: nn.Module) -> list[nn.Module]:
+    if not isinstance(transform, nn.Sequential):
+        return [transform]
+    return [part for each in transform for part in _parts(each)]
+
+
+def is_of_batch(transform: nn.Module) -> bool:
+    """Whether any part of the transform is a statistic of the batch."""
+    return any(getattr(part, "is_of_batch", False) for part in transform.modules())
+
+
+def _batch_mean(kl: Tensor, transform: nn.Module) -> Tensor:
+    if transform.training:
+        return world_mean(kl, transform.group)
+    return kl.sum(0) / max(kl.shape[0], 1)

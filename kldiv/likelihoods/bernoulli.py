@@ -1,0 +1,76 @@
+"""Likelihoods of values in [0, 1]: Bernoulli and continuous Bernoulli."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kldiv.kernels import bernoulli_nll, fused, traced_bernoulli_nll
+from kldiv.likelihoods.base import NegativeLogLikelihood
+from kldiv.numerics import log_sinc
+
+__all__ = [
+    "BernoulliNLL",
+    "ContinuousBernoulliNLL",
+]
+
+
+class BernoulliNLL(NegativeLogLikelihood):
+    r"""-ln Bernoulli(target | sigmoid(output)) of logits, in nats, summed over everything but the example.
+
+    .. math:: -\left[t \ln\sigma(l) + (1-t) \ln\sigma(-l)\right]
+
+    The output is the logits, not probabilities: no sigmoid at the decoder's end. A density for targets 0 and 1; for
+    grey values between them it is the cross-entropy that VAEs on MNIST are compared by, no log-likelihood of the data.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: output and target of unequal shape.
+    Source: Kingma & Welling 2014, appendix C.1.
+
+    >>> BernoulliNLL()(torch.zeros(4, 3), torch.ones(4, 3))
+    tensor(2.0794)
+    """
+
+    def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        (logits,) = parameters
+        return _bernoulli_nll(logits, target)
+
+    def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        (logits,) = parameters
+        if target.ndim > 1 and fused(logits, target):
+            return bernoulli_nll(logits, target, _bernoulli_nll)
+        return super().per_example_of(parameters, target)
+
+
+def _bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return traced_bernoulli_nll(logits, target)
+    # torch's binary_cross_entropy_with_logits is (1 - t) l - ln sigmoid(l), which cancels for l << 0
+    return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
+
+
+class ContinuousBernoulliNLL(NegativeLogLikelihood):
+    r"""-ln ContinuousBernoulli(target | sigmoid(output)) of logits, in nats, summed over everything but the example.
+
+    .. math:: -\eta t + \ln\frac{e^\eta - 1}{\eta} = |\eta| y - \ln|\eta| + \ln(1 - e^{-|\eta|}),
+              \qquad y = \begin{cases}1 - t & \eta > 0\\ t & \eta < 0\end{cases}
+
+    A density on [0, 1], so grey values have a likelihood, which the Bernoulli's cross-entropy is not. It may be
+    negative: densities exceed 1.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: output and target of unequal shape.
+    Source: Loaiza-Ganem & Cunningham 2019.
+
+    >>> ContinuousBernoulliNLL()(torch.zeros(4, 3), torch.rand(4, 3))
+    tensor(0.)
+    """
+
+    def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        (logits,) = parameters
+        size = logits.abs()
+        near = size < 0.5
+        v, w = torch.where(near, logits, 0.0), torch.where(near, 1.0, size)
+        far = w * torch.where(logits > 0, 1 - target, target) - torch.log(w) + torch.log(-torch.expm1(-w))
+        return torch.where(near, v * (0.5 - target) + log_sinc(v), far)

@@ -1,0 +1,115 @@
+"""KLTerm: what every KL term has."""
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from kldiv.distributions import factorise
+from kldiv.monte_carlo import has_pathwise_gradient
+from kldiv.reduction import check_reduction, reduce, sum_latent
+
+__all__ = [
+    "KLTerm",
+    "check_distributions",
+    "check_example_dimension",
+    "check_sample_gradient",
+]
+
+
+class KLTerm(nn.Module):
+    r"""A KL term that is called with distributions, (posterior, prior): what :class:`kldiv.ELBOLoss` is made of.
+
+    A subclass computes :meth:`unreduced`; everything else follows. All are called with (posterior, prior, sample),
+    the sample being the one the decoder consumed: a term that draws may use it, a closed form has no need of it.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: ``"mean"`` and unknown reductions.
+    """
+
+    def __init__(self, reduction: str = "batchmean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        r"""Nats as fine as they come: (N, \*latent) where the pair factorises over its dimensions, else (N,).
+
+        A batch of several dependent groups, as that of full-covariance Gaussians (N, G), has (N, G).
+        """
+        raise NotImplementedError
+
+    def unreduced_with_kl(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What enters a loss, and the KL divergence itself: the same, but for a term that weighs its parts."""
+        values = self.unreduced(posterior, prior, sample)
+        return values, values
+
+    def forward(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        return reduce(self.per_example(posterior, prior, sample), self.reduction)
+
+    def per_example(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        """Nats per example, (N,)."""
+        return sum_latent(self.unreduced(posterior, prior, sample))
+
+    def per_dimension(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        r"""Nats per example and latent dimension, (N, \*latent).
+
+        Raises: ValueError: where the pair does not factorise over its dimensions: it has ``per_example`` alone.
+        """
+        for name, distribution in (("posterior", posterior), ("prior", prior)):
+            if distribution is not None and factorise(distribution) is None:
+                raise ValueError(
+                    f"the {name}, {type(distribution).__name__} of event shape {tuple(distribution.event_shape)}, does "
+                    "not factorise over its dimensions, so there is no KL of one dimension: use per_example"
+                )
+        return self.unreduced(posterior, prior, sample)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+def check_distributions(posterior: object, prior: object) -> None:
+    """Raises: TypeError: one of the two is no distribution; the message shows how to make one of tensors."""
+    for name, value in (("posterior", posterior), ("prior", prior)):
+        if isinstance(value, nn.Module):
+            raise TypeError(f"the {name} is a {type(value).__name__}, a module: call it, and pass what it returns")
+        if not (isinstance(value, Distribution) or (value is None and name == "prior")):
+            raise TypeError(
+                f"the {name} is a {type(value).__name__}, and this term takes distributions: write "
+                "kldiv.DiagonalNormal(mean, log_var), or use kldiv.GaussianKLLoss()(mean, log_var) on tensors"
+            )
+
+
+def check_example_dimension(posterior: Distribution) -> None:
+    """Raises: ValueError: an empty batch shape, so that no dimension is the example."""
+    if not posterior.batch_shape:
+        raise ValueError(
+            f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "
+            "the batch is the example. Add it to the parameters, mean[None], or write posterior.expand((1,))"
+        )
+
+
+def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) -> None:
+    """For a posterior whose parameters want a gradient that goes through its sample.
+
+    Raises: ValueError: a sample that carries none, or cannot; ``what`` names what was to be differentiated.
+    """
+    name = type(posterior).__name__
+    if not has_pathwise_gradient(posterior):
+        raise ValueError(
+            f"{name} has no reparametrised rsample, and the gradient of {what} goes through the sample: compute it "
+            "under torch.no_grad() for its value alone"
+        )
+    if not sample.requires_grad:
+        raise ValueError(
+            f"the sample carries no gradient and the parameters of {name} want one, which goes through it: draw the "
+            "sample with rsample(), or compute under torch.no_grad()"
+        )

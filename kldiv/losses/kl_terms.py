@@ -1,0 +1,216 @@
+"""KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from kldiv.distributions import (
+    DiagonalNormal,
+    check_measures,
+    detached,
+    in_wide,
+    matched,
+    parameter_dtype,
+    parameters_of,
+)
+from kldiv.exact import is_registered_by_user, kl_divergence
+from kldiv.functional import kl_normal
+from kldiv.losses.base import KLTerm, check_distributions, check_example_dimension
+from kldiv.monte_carlo import Draws, GivenDraws, average, check_options, check_scramble
+from kldiv.numerics import widen
+from kldiv.priors import standard_prior
+
+__all__ = [
+    "BalancedKLLoss",
+    "ExactKLLoss",
+    "MonteCarloKLLoss",
+]
+
+
+class ExactKLLoss(KLTerm):
+    r"""D_KL(posterior || prior) in closed form, in nats: :func:`kldiv.kl_divergence` as a loss.
+
+    Called with ``(posterior, prior=None)``: dimension 0 of the posterior's batch is the example, everything else is
+    latent. ``None`` is the standard normal on real supports, uniform for categories.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises:
+        NotImplementedError: no closed form is known for the two types.
+        ValueError: ``prior=None`` on another support; a prior that is larger than the posterior.
+
+    >>> import torch
+    >>> ExactKLLoss()(torch.distributions.Normal(torch.ones(4, 2), 1.0))
+    tensor(1.)
+    """
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        check_distributions(posterior, prior)
+        check_example_dimension(posterior)
+        if prior is None and type(posterior) is DiagonalNormal:
+            return kl_normal(posterior.mean, posterior.log_var)  # nothing of the standard normal has to be made
+        prior = standard_prior(posterior) if prior is None else prior
+        if not is_registered_by_user(posterior, prior):
+            posterior, prior = matched(posterior, prior)
+        try:
+            values = kl_divergence(posterior, prior)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{error}. In an ELBO: ELBOLoss(..., kl=kldiv.MonteCarloKLLoss())") from error
+        return values
+
+
+class MonteCarloKLLoss(KLTerm):
+    r"""D_KL(posterior || prior) as a mean over samples of the posterior, in nats, for any pair of distributions.
+
+    .. math:: \frac1S \sum_s f(z_s), \qquad z_s \sim q, \qquad f = \ln q - \ln p \text{ for } \texttt{"k1"}
+
+    :func:`kldiv.estimate_kl` as a loss: its docstring has what ``value``, ``gradient`` and ``sampler`` choose between.
+    The gradient is that of the KL whatever the value, in both distributions and without bias. A pair that factorises is
+    estimated dimension by dimension.
+
+    Called with ``(posterior, prior=None, sample=None)``. A ``sample`` of shape (\*samples, \*batch, \*event), the one
+    the decoder consumed, saves drawing again and overrides ``num_samples`` and ``sampler``: its draws are taken to be
+    independent. One in half precision is rounded, by more than its noise where a posterior is narrow: give the
+    posterior ``float32`` parameters, ``DiagonalNormal(mean.float(), log_var.float())``, and draw from that.
+
+    Args:
+        num_samples: draws for each example, at least 1; even for ``"antithetic"``.
+        value: ``"k1"``, ``"k2"``, ``"k3"`` or ``"analytic_entropy"``.
+        gradient: ``"pathwise"``, ``"sticking_the_landing"``, ``"adaptive"`` (three units at least) or ``"score"``
+            (two).
+        sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. There is no standard error here, so Sobol is one scrambled
+            net, with a random shift for each example. Powers of two are its best numbers of samples.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: unknown options; a choice that cannot be right, such as ``"score"`` with one draw, or a
+        posterior without ``rsample`` whose parameters want a gradient that goes through samples; a sample whose shape
+        does not end in the posterior's, or that carries no gradient to a posterior that wants one.
+    Source: Kingma & Welling 2014, eq. 6; Roeder et al. 2017; Buchholz et al. 2018.
+
+    >>> import torch
+    >>> posterior = torch.distributions.Normal(torch.ones(4, 2), torch.ones(4, 2))
+    >>> MonteCarloKLLoss(num_samples=4, sampler="sobol").per_dimension(posterior).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        *,
+        value: str = "k1",
+        gradient: str = "pathwise",
+        sampler: str = "iid",
+        reduction: str = "batchmean",
+    ) -> None:
+        super().__init__(reduction)
+        check_options(num_samples, value, gradient, sampler)
+        if sampler == "sobol":
+            check_scramble(gradient)
+        self.num_samples, self.value, self.gradient, self.sampler = num_samples, value, gradient, sampler
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        check_distributions(posterior, prior)
+        check_example_dimension(posterior)
+        if not (sample is None or isinstance(sample, Tensor)):
+            raise TypeError(f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample()")
+        shape = posterior.batch_shape + posterior.event_shape
+        q = standard_prior(posterior, like=sample) if prior is None else prior
+        check_measures(posterior, q)
+        parameters, dtype = (
+            parameters_of(posterior),
+            torch.promote_types(parameter_dtype(posterior), parameter_dtype(q)),
+        )
+        p, q = matched(*in_wide(posterior, q))
+        if sample is None:
+            reparametrised = self.gradient != "score"
+            draws = Draws(p, p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
+        else:
+            if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
+                raise ValueError(
+                    f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
+                    f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
+                )
+            (sample,) = widen(sample)
+            draws = GivenDraws(p, sample.to(torch.promote_types(sample.dtype, parameter_dtype(p))))
+        found = average(draws, q, self.value, self.gradient, parameters=parameters, with_error=False)
+        return found.value.to(dtype)
+
+    def extra_repr(self) -> str:
+        options = ("num_samples", "value", "gradient", "sampler", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
+
+
+class BalancedKLLoss(KLTerm):
+    r"""D_KL(posterior || prior) in nats, its gradient shared out between the two: KL balancing.
+
+    .. math:: \alpha\, D_{KL}(\bar q \,\|\, p) + (1 - \alpha)\, D_{KL}(q \,\|\, \bar p)
+
+    The bars are distributions without gradient, so the value is that of the KL whatever :math:`\alpha`. With more than
+    1/2 a learned prior moves to the posterior faster than the posterior is pulled to the prior.
+
+    Called with ``(posterior, prior, sample=None)``. Where nothing of the prior is learned, its share of the gradient is
+    lost: the posterior has :math:`1 - \alpha` of it.
+
+    Args:
+        prior_weight: :math:`\alpha`, in [0, 1].
+        kl: the term that is balanced; ``None`` is :class:`ExactKLLoss`. A Monte Carlo term that is given no sample
+            draws twice, and the value is the weighted mean of both.
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises:
+        ValueError: a ``prior_weight`` outside of [0, 1]; what the term raises.
+        TypeError: a distribution of another package, whose parameters cannot be told from the rest.
+    Source: Hafner et al. 2021 (DreamerV2), algorithm 2.
+
+    >>> import torch
+    >>> parameters = torch.ones(4, 2, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
+    >>> posterior, prior = (torch.distributions.Normal(mean, 1.0) for mean in parameters)
+    >>> BalancedKLLoss(0.8, reduction="sum")(posterior, prior).backward()
+    >>> [mean.grad[0].tolist() for mean in parameters]
+    [[0.20000000298023224, 0.20000000298023224], [-0.800000011920929, -0.800000011920929]]
+    """
+
+    kl: Any  # a KLTerm
+
+    def __init__(self, prior_weight: float = 0.8, kl: KLTerm | None = None, *, reduction: str = "batchmean") -> None:
+        super().__init__(reduction)
+        if not 0 <= prior_weight <= 1:
+            raise ValueError(f"prior_weight={prior_weight} is not in [0, 1]")
+        if not (kl is None or isinstance(kl, KLTerm)):
+            raise TypeError(
+                f"kl is a {type(kl).__name__}, which is not called with distributions: pass kldiv.ExactKLLoss() or "
+                "another kldiv.KLTerm"
+            )
+        self.prior_weight, self.kl = prior_weight, ExactKLLoss() if kl is None else kl
+
+    def unreduced(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        return self.unreduced_with_kl(posterior, prior, sample)[0]
+
+    def per_dimension(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> Tensor:
+        with torch.no_grad():
+            self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())  # where there is one
+        return super().per_dimension(posterior, prior, sample)
+
+    def unreduced_with_kl(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        check_distributions(posterior, prior)
+        prior = standard_prior(posterior, like=sample) if prior is None else prior
+        fixed = None if sample is None else sample.detach()
+        of_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed)
+        of_posterior, kl = self.kl.unreduced_with_kl(posterior, detached(prior), sample)
+        # b + w (a - b) is b to the last digit where the two are one number, and NaN where that is infinite
+        balanced = torch.lerp(of_posterior, of_prior, self.prior_weight)
+        balanced = torch.where(balanced.isnan(), of_posterior + of_prior, balanced)
+        return balanced, balanced if kl is of_posterior else kl
+
+    def extra_repr(self) -> str:
+        return f"prior_weight={self.prior_weight}, {super().extra_repr()}"

@@ -1,0 +1,124 @@
+"""KL terms of tensors, as a network emits them: means and log-variances, logits."""
+
+from torch import Tensor, nn
+
+from kldiv.functional import kl_categorical, kl_normal
+from kldiv.kernels import gaussian_kl, has_gaussian_kl
+from kldiv.reduction import check_reduction, reduce, sum_latent
+
+__all__ = [
+    "CategoricalKLLoss",
+    "GaussianKLLoss",
+]
+
+
+class GaussianKLLoss(nn.Module):
+    r"""D_KL(N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var))) of tensors, in nats.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: ``"mean"`` and unknown reductions.
+
+    Called with ``(mean, log_var, prior_mean=None, prior_log_var=None)``: the first two of one shape (N, \*latent),
+    the prior's of shapes that broadcast to it, ``None`` standing for the standard normal. Other shapes raise
+    ``ValueError``.
+
+    Source: Kingma & Welling 2014, appendix B.
+
+    >>> import torch
+    >>> GaussianKLLoss()(torch.ones(4, 2), torch.zeros(4, 2))
+    tensor(1.)
+    """
+
+    def __init__(self, reduction: str = "batchmean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+
+    def forward(
+        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
+    ) -> Tensor:
+        total = prior_mean is None and prior_log_var is None and self.reduction != "none"
+        if total and mean.shape == log_var.shape and mean.ndim > 1 and has_gaussian_kl(mean, log_var):
+            return gaussian_kl(mean, log_var, 1 / max(len(mean), 1) if self.reduction == "batchmean" else 1.0)
+        return reduce(self.per_example(mean, log_var, prior_mean, prior_log_var), self.reduction)
+
+    def per_example(
+        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
+    ) -> Tensor:
+        """Nats per example, (N,)."""
+        return sum_latent(self.per_dimension(mean, log_var, prior_mean, prior_log_var))
+
+    def per_dimension(
+        self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
+    ) -> Tensor:
+        r"""Nats per example and latent dimension, (N, \*latent)."""
+        if mean.shape != log_var.shape:
+            raise ValueError(
+                f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must have one shape, (N, ...): only a "
+                "prior's parameters broadcast. Write log_var.expand_as(mean) if one variance is meant for all"
+            )
+        if mean.ndim < 2:
+            raise ValueError(
+                f"mean has the shape {tuple(mean.shape)}, and dimension 0 is the example, the others are latent. Add "
+                "one: mean[None] and log_var[None] for a single example, mean[:, None] and log_var[:, None] for one "
+                "latent dimension"
+            )
+        values = kl_normal(mean, log_var, prior_mean, prior_log_var)
+        if values.shape != mean.shape:
+            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in (prior_mean, prior_log_var)]
+            raise ValueError(
+                f"prior_mean {shapes[0]} and prior_log_var {shapes[1]} must broadcast to the posterior's shape "
+                f"{tuple(mean.shape)}, and not beyond it"
+            )
+        return values
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+class CategoricalKLLoss(nn.Module):
+    r"""D_KL(Categorical(logits) || Categorical(prior_logits)) of tensors, in nats.
+
+    Args:
+        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+    Raises: ValueError: ``"mean"`` and unknown reductions.
+
+    Called with ``(logits, prior_logits=None)``: logits of shape (N, \*latent, K), the last dimension that of the
+    categories, the prior's of a shape that broadcasts to it with as many categories; ``None`` stands for the uniform
+    distribution. Other shapes raise ``ValueError``.
+
+    Source: Jang, Gu & Poole 2017, section 3.
+
+    >>> import torch
+    >>> CategoricalKLLoss()(torch.tensor([[[50.0, 0.0]], [[0.0, 0.0]]]))  # of ln 2 and 0
+    tensor(0.3466)
+    """
+
+    def __init__(self, reduction: str = "batchmean") -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+
+    def forward(self, logits: Tensor, prior_logits: Tensor | None = None) -> Tensor:
+        return reduce(self.per_example(logits, prior_logits), self.reduction)
+
+    def per_example(self, logits: Tensor, prior_logits: Tensor | None = None) -> Tensor:
+        """Nats per example, (N,)."""
+        return sum_latent(self.per_dimension(logits, prior_logits))
+
+    def per_dimension(self, logits: Tensor, prior_logits: Tensor | None = None) -> Tensor:
+        r"""Nats per example and categorical variable, (N, \*latent)."""
+        if logits.ndim < 2:
+            raise ValueError(
+                f"logits have the shape {tuple(logits.shape)}, and dimension 0 is the example, the last that of the "
+                "categories. Add one: logits[None] for a single example"
+            )
+        values = kl_categorical(logits, prior_logits)
+        if values.shape != logits.shape[:-1]:
+            shape = None if prior_logits is None else tuple(prior_logits.shape)
+            raise ValueError(
+                f"prior_logits {shape} must broadcast to the posterior's shape {tuple(logits.shape)}, and not beyond it"
+            )
+        return values
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"

@@ -1,0 +1,122 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Gamma,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    OneHotCategorical,
+    TransformedDistribution,
+)
+from torch.distributions.transforms import AffineTransform
+
+from kldiv import DiagonalNormal, standard_prior
+from kldiv.distributions.parts import factorise, with_event_dims
+
+
+@pytest.fixture
+def parameters():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 3, 2, generator=generator), torch.randn(4, 3, 2, generator=generator)
+
+
+@pytest.mark.parametrize("event_dim", [0, 1, 2, 3])
+def test_agrees_with_independent_normals(parameters, event_dim):
+    mean, log_var = parameters
+    ours = DiagonalNormal(mean, log_var, event_dim)
+    theirs = Independent(Normal(mean, torch.exp(0.5 * log_var)), event_dim)
+    sample = theirs.sample((5,))
+    assert (ours.batch_shape, ours.event_shape) == (theirs.batch_shape, theirs.event_shape)
+    torch.testing.assert_close(ours.log_prob(sample), theirs.log_prob(sample), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.entropy(), theirs.entropy(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.stddev, theirs.stddev)
+    torch.testing.assert_close(ours.variance, theirs.variance)
+    torch.testing.assert_close(ours.mode, theirs.mode)
+    assert ours.support.check(sample).shape == sample.shape[: 4 - event_dim]
+
+
+def test_samples_follow_the_global_generator_and_carry_gradients(parameters):
+    mean, log_var = (p.requires_grad_() for p in parameters)
+    torch.manual_seed(0)
+    sample = DiagonalNormal(mean, log_var).rsample((7,))
+    torch.manual_seed(0)
+    expected = mean + torch.exp(0.5 * log_var) * torch.randn(7, 4, 3, 2)
+    torch.testing.assert_close(sample, expected)
+    gradients = torch.autograd.grad(sample.sum(), (mean, log_var))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert not DiagonalNormal(mean, log_var).sample().requires_grad
+
+
+def test_half_precision_samples_in_its_dtype_without_overflow():
+    posterior = DiagonalNormal(torch.zeros(2, 3).half(), torch.full((2, 3), 21.0).half())
+    sample = posterior.rsample()
+    assert sample.dtype == torch.float16
+    assert sample.isfinite().all()
+    assert posterior.log_prob(sample).dtype == torch.float32
+
+
+def test_an_empty_batch():
+    posterior = DiagonalNormal(torch.zeros(0, 3), torch.zeros(0, 3))
+    assert posterior.log_prob(posterior.rsample((2,))).shape == (2, 0)
+
+
+def test_expand(parameters):
+    expanded = DiagonalNormal(parameters[0][0, 0], parameters[1][0, 0]).expand((5,))
+    assert (expanded.batch_shape, expanded.event_shape) == ((5,), (2,))
+    assert expanded.rsample().shape == (5, 2)
+
+
+def test_parameters_are_checked():
+    with pytest.raises(ValueError, match=r"mean \(4, 3\), log_var \(2,\)"):
+        DiagonalNormal(torch.zeros(4, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match="event_dim=2"):
+        DiagonalNormal(torch.zeros(3), torch.zeros(3), event_dim=2)
+    with pytest.raises(ValueError, match="log_var"):
+        DiagonalNormal(torch.zeros(2, 3), torch.full((2, 3), float("nan")), validate_args=True)
+    with pytest.raises(ValueError, match="support"):
+        DiagonalNormal(torch.zeros(2, 3), torch.zeros(2, 3), validate_args=True).log_prob(torch.full((2, 3), torch.nan))
+
+
+def test_standard_prior_of_reals_and_categories():
+    prior = standard_prior(MultivariateNormal(torch.zeros(5, 3).double(), torch.eye(3).double()))
+    assert (prior.batch_shape, prior.event_shape, prior.mean.dtype) == ((), (3,), torch.float64)
+    flow = TransformedDistribution(Normal(torch.zeros(5), 1.0), AffineTransform(1.0, 2.0))
+    assert standard_prior(flow).event_shape == ()
+    assert standard_prior(Categorical(logits=torch.randn(0, 4), validate_args=False)).probs.tolist() == [0.25] * 4
+    assert isinstance(standard_prior(OneHotCategorical(logits=torch.randn(2, 4))), OneHotCategorical)
+
+
+@pytest.mark.parametrize("posterior", [Gamma(torch.ones(2), 1.0), Bernoulli(torch.ones(2) / 2)])
+def test_standard_prior_of_other_supports_raises_with_the_prior_to_write(posterior):
+    with pytest.raises(ValueError, match=rf"prior={type(posterior).__name__}\("):
+        standard_prior(posterior)
+
+
+def test_factorise_goes_through_every_layer():
+    normal = Normal(torch.zeros(4, 3, 2), 1.0)
+    for distribution in (normal, Independent(normal, 2), Independent(Independent(normal, 1), 1)):
+        assert factorise(distribution).batch_shape == (4, 3, 2)
+    assert factorise(Independent(DiagonalNormal(normal.loc, normal.loc), 1)).batch_shape == (4, 3, 2)
+    assert factorise(MultivariateNormal(torch.zeros(4, 3), torch.eye(3))) is None
+
+
+def test_with_event_dims():
+    normal = Normal(torch.zeros(4, 3, 2), 1.0)
+    for given in (normal, Independent(normal, 2), DiagonalNormal(normal.loc, normal.loc)):
+        for dims in range(4):
+            assert with_event_dims(given, dims).event_shape == (4, 3, 2)[3 - dims :]
+    with pytest.raises(ValueError, match="not independent"):
+        with_event_dims(MultivariateNormal(torch.zeros(3), torch.eye(3)), 0)
+
+
+def test_importing_kldiv_changes_nothing_of_torch():
+    # in a process of its own: torch.compile switches the default off
+    program = "import torch, kldiv; print(torch.distributions.Distribution._validate_args is __debug__)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True\n"
+    )

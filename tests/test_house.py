@@ -1,0 +1,56 @@
+"""How the package is laid out: every room is entered by its door, and every public name is declared."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import kldiv
+
+PACKAGE = Path(kldiv.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [name for _, name, _ in pkgutil.walk_packages(kldiv.__path__, "kldiv.")]
+
+
+def room(path: Path) -> str:
+    """The folder of the package that a file lies in; empty for a flat one."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_other_rooms_are_entered_by_their_door(path):
+    rooms = {room(file) for file in FILES} - {""}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kldiv."):
+            _, entered, *inner = node.module.split(".")
+            if entered in rooms and entered != room(path):
+                assert not inner, f"{path.name} imports from {node.module}: from kldiv.{entered} import ... would do"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_module_declares_its_public_names(name):
+    if name.rpartition(".")[2].startswith("_"):
+        pytest.skip("a private module")
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == sorted(set(module.__all__))
+    assert all(hasattr(module, public) and not public.startswith("_") for public in module.__all__)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_is_defined_in_public_is_declared(path):
+    tree = ast.parse(path.read_text())
+    declared = next(
+        (
+            ast.literal_eval(n.value)
+            for n in tree.body
+            if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+        ),
+        [],
+    )
+    defined = [
+        n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")
+    ]
+    assert set(defined) <= set(declared)
