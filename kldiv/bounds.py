@@ -20,11 +20,12 @@ from torch.nn import functional
 
 from kldiv.distributions import (
     DiagonalNormal,
+    check_distributions,
     factorise,
     independent_dims,
     log_variance,
     log_weights,
-    parameter_dtype,
+    result_dtype,
     take_off,
     widened,
 )
@@ -179,14 +180,9 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
     >>> kl_bounds(Normal(50.0, 1.0), mixture)  # the logarithm of 2
     KLBounds(lower=tensor(0.6931), upper=tensor(0.6931))
     """
-    for name, argument in (("p", p), ("q", q)):
-        if isinstance(argument, torch.nn.Module):
-            raise TypeError(f"{name} is a {type(argument).__name__}, a module: call it, and pass what it returns")
-        if not isinstance(argument, Distribution):
-            raise TypeError(
-                f"kl_bounds(p, q) takes two distributions, and {name} is a {type(argument).__name__}. "
-                "Make it one: torch.distributions.MixtureSameFamily(Categorical(logits=logits), components)"
-            )
+    check_distributions(
+        "Make it one: torch.distributions.MixtureSameFamily(Categorical(logits=logits), components)", p=p, q=q
+    )
     shape = check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
     if p.event_shape != q.event_shape:
         raise ValueError(
@@ -229,7 +225,7 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
     lower = lower.clamp(min=0)
     # what is exact on both sides may be a rounding out of order
     upper = upper + (lower - upper).clamp(min=0).detach().nan_to_num(nan=0.0)
-    dtype = torch.promote_types(parameter_dtype(p), parameter_dtype(q))
+    dtype = result_dtype(p, q)
     return KLBounds(lower.to(dtype).expand(shape), upper.to(dtype).expand(shape))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from kldiv.elbo import ELBOTerms
-from kldiv.losses import ExactKLLoss, check_example_dimension
+from kldiv.losses import ExactKLLoss, check_posterior
 
 __all__ = [
     "ActiveUnits",
@@ -266,12 +266,7 @@ def _mean(posterior: Distribution | Tensor) -> Tensor:
                 "others are latent. Add one: mean[None] for a single example, mean[:, None] for one latent dimension"
             )
         return posterior
-    if not isinstance(posterior, Distribution):
-        raise TypeError(
-            f"the posterior is a {type(posterior).__name__}, and must be a distribution or the tensor of its means, "
-            "(N, *latent)"
-        )
-    check_example_dimension(posterior)
+    check_posterior(posterior)
     try:
         return posterior.mean
     except NotImplementedError as error:

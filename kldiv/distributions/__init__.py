@@ -4,10 +4,10 @@ from kldiv.distributions.density import log_density, log_prob
 from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.gumbel_softmax import GumbelSoftmax
 from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
-from kldiv.distributions.pair import by_dimension, check_measures, in_wide, matched
+from kldiv.distributions.pair import Pair, check_distributions, matched, result_dtype
 from kldiv.distributions.parameters import as_logits, given, log_variance, materialise, parameter_dtype, parameters_of
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
-from kldiv.distributions.precision import converted, detached, in_double, is_ours, widened
+from kldiv.distributions.precision import can_be_copied, converted, detached, in_double, widened
 from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
 from kldiv.distributions.support import (
     as_tensor,
@@ -23,21 +23,20 @@ __all__ = [
     "DiagonalNormalMixture",
     "GumbelSoftmax",
     "HypersphericalUniform",
+    "Pair",
     "PowerSpherical",
     "as_logits",
     "as_tensor",
-    "by_dimension",
-    "check_measures",
+    "can_be_copied",
+    "check_distributions",
     "converted",
     "detached",
     "factorise",
     "given",
     "has_moving_support",
     "in_double",
-    "in_wide",
     "independent_dims",
     "inside",
-    "is_ours",
     "log_density",
     "log_prob",
     "log_variance",
@@ -46,6 +45,7 @@ __all__ = [
     "materialise",
     "parameter_dtype",
     "parameters_of",
+    "result_dtype",
     "single_transforms",
     "support_of",
     "take_off",

@@ -1,4 +1,4 @@
-"""ln of a density: in ``float64`` where torch rounds more than it must, ``-inf`` off the support."""
+"""The log-density of a distribution: -inf off the support, with more digits than torch where torch loses them."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Kumaraswamy, MixtureSameFamily, VonMises, Weibull, constraints
 
-from kldiv.distributions.precision import is_ours
 from kldiv.distributions.support import Support, declared_support, inside, support_of
 from kldiv.numerics import check_broadcast, widen
 
@@ -18,10 +17,14 @@ __all__ = [
 ]
 
 
-def log_prob(distribution: Distribution, x: Tensor) -> Tensor:
-    """ln of the density at x, in ``float32`` at least; ``-inf`` off the support of a scalar that is ours."""
+def log_prob(distribution: Distribution, x: Tensor, known: bool) -> Tensor:
+    """ln of the density at x, in ``float32`` at least; ``-inf`` off the support of a known scalar.
+
+    Args:
+        known: whether all parts of the distribution are torch's or ours, as :func:`can_be_copied` finds.
+    """
     log: Tensor
-    if distribution.event_shape or not is_ours(distribution) or declared_support(distribution) is constraints.real:
+    if distribution.event_shape or not known or declared_support(distribution) is constraints.real:
         log = distribution.log_prob(x)
     elif distribution.support.is_discrete:  # type: ignore[union-attr]
         on = distribution.support.check(x)  # type: ignore[union-attr]
@@ -38,7 +41,7 @@ def log_prob(distribution: Distribution, x: Tensor) -> Tensor:
 
 
 def log_density(distribution: Any, x: Tensor) -> Tensor:
-    """ln p(x) inside of the support."""
+    """ln p(x) inside the support."""
     if type(distribution) in _LOG_DENSITIES:
         return _LOG_DENSITIES[type(distribution)](distribution, x)
     log: Tensor
@@ -46,7 +49,7 @@ def log_density(distribution: Any, x: Tensor) -> Tensor:
         component, x = distribution.component_distribution, x[..., None]
         lower, upper, _ = support_of(component)
         if isinstance(lower, Tensor) or isinstance(upper, Tensor):
-            # a component is not asked outside of its support, where torch may answer all the same
+            # outside its support torch may give a component some density all the same
             on = (x > lower) & (x < upper)
             zeros = x.new_zeros(component.batch_shape)
             inner = inside(Support(lower, upper), zeros, zeros)
@@ -83,11 +86,11 @@ def _log_density_of_generalized_pareto(distribution: Any, x: Tensor) -> Tensor:
     return -scale.log() - (1 + concentration) * torch.where(straight, z, torch.log1p(c * z) / c)
 
 
-# where torch's own rounds more than it must, or to zero, or takes no float64
+# families whose density in torch loses digits, underflows, or refuses float64
 _LOG_DENSITIES: dict[type, Callable[[Any, Tensor], Tensor]] = {
     Kumaraswamy: _log_density_of_kumaraswamy,
     VonMises: _log_density_of_von_mises,
     Weibull: _log_density_of_weibull,
-    # newer than the oldest torch that is supported
+    # this family is newer than the oldest torch that we support
     getattr(torch.distributions, "GeneralizedPareto", type(None)): _log_density_of_generalized_pareto,
 }

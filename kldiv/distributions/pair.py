@@ -1,45 +1,103 @@
-"""Posterior and prior together: one precision, one kind of density, matching shapes."""
+"""Pair: p and q of D_KL(p||q), the posterior and the prior in a VAE, and what every comparison asks of them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent
 
+from kldiv.distributions.density import log_prob
+from kldiv.distributions.parameters import parameter_dtype, parameters_of
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
-from kldiv.distributions.precision import give_exact_logits, in_double, is_ours, widened
-from kldiv.numerics import check_broadcast
+from kldiv.distributions.precision import can_be_copied, give_exact_logits, in_double, widened
+from kldiv.numerics import check_broadcast, widen
 
 __all__ = [
-    "by_dimension",
+    "Pair",
+    "check_distributions",
     "check_measures",
-    "in_wide",
     "matched",
+    "result_dtype",
 ]
 
 
-def in_wide(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
-    """Both in ``float64`` and without validation, where both are ours; else what is ours in ``float32`` at least.
+class Pair(NamedTuple):
+    """p and q as samples of p compare them. :meth:`of` makes one."""
 
-    A sample rounded to ``float32`` is another one than was meant where a posterior is narrow, and leaves its support at
-    the ends.
+    p: Distribution
+    q: Distribution
+    dtype: torch.dtype
+    """Of the result: the widest of all parameters, ``float32`` at least."""
+    parameters: list[Tensor]
+    """The tensors that p was made of and that want a gradient; none of another package's."""
+    p_can_be_copied: bool
+    """Whether all parts of p are torch's or ours: its density takes ``float64`` and its support is known."""
+    q_can_be_copied: bool
+
+    @classmethod
+    def of(cls, p: Distribution, q: Distribution) -> "Pair":
+        """The two in ``float64``, without validation, where both can be copied; else what can, in ``float32`` at least.
+
+        A sample rounded to ``float32`` is another sample where a posterior is narrow, and it leaves the support at the
+        ends.
+
+        Raises: ValueError: a discrete and a continuous distribution, or categories of unequal number.
+        """
+        check_measures(p, q)
+        dtype, parameters = result_dtype(p, q), parameters_of(p)
+        copied = can_be_copied(p), can_be_copied(q)
+        if all(copied):
+            p, q = _in_double(p), _in_double(q)
+        else:
+            p, q = (widened(d) if known else d for d, known in zip((p, q), copied, strict=True))
+        return cls(p, q, dtype, parameters, *copied)
+
+    def by_dimension(self) -> "Pair":
+        """The pair with what is independent in both, dimension by dimension, read as batch dimensions."""
+        scalars_p, scalars_q = factorise(self.p), factorise(self.q)
+        if scalars_p is not None and scalars_q is not None and scalars_p.event_shape == scalars_q.event_shape:
+            return self._replace(p=scalars_p, q=scalars_q)
+        dims = min(independent_dims(self.p), independent_dims(self.q))
+        return self._replace(p=take_off(self.p, dims), q=take_off(self.q, dims))
+
+    def matched(self) -> "Pair":
+        """The pair with one event shape: see :func:`matched`."""
+        p, q = matched(self.p, self.q)
+        return self._replace(p=p, q=q)
+
+    def log_p(self, x: Tensor) -> Tensor:
+        """ln p(x), ``-inf`` off the support of p where that is known."""
+        return log_prob(self.p, x, self.p_can_be_copied)
+
+    def log_q(self, x: Tensor) -> Tensor:
+        """ln q(x), ``-inf`` off the support of q where that is known."""
+        return log_prob(self.q, x, self.q_can_be_copied)
+
+    def widen(self, sample: Tensor) -> Tensor:
+        """A sample that was given, in the precision in which p is computed."""
+        (sample,) = widen(sample)
+        return sample.to(torch.promote_types(sample.dtype, parameter_dtype(self.p)))
+
+
+def check_distributions(instead: str, **given: object) -> None:
+    """Whether the named arguments are distributions.
+
+    Args:
+        instead: a sentence that says what to write where one is not.
+    Raises: TypeError: one is not; the message names it and its type.
     """
-    if is_ours(p) and is_ours(q):
-        if torch.compiler.is_compiling():
-            return widened(p, torch.float64), widened(q, torch.float64)
-        p, q = in_double(p, []), in_double(q, [])
-        for distribution in (p, q):
-            give_exact_logits(distribution)
-        return p, q
-    return (widened(p) if is_ours(p) else p), (widened(q) if is_ours(q) else q)
+    for name, value in given.items():
+        if isinstance(value, Distribution):
+            continue
+        kind = type(value).__name__
+        if isinstance(value, nn.Module):
+            raise TypeError(f"{name} is a {kind}, a module: call it, and pass what it returns")
+        raise TypeError(f"{name} is a {kind}, and must be a distribution. {instead}")
 
 
-def by_dimension(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
-    """The two with what is independent in both, dimension by dimension, read as batch dimensions."""
-    whole_p, whole_q = factorise(p), factorise(q)
-    if whole_p is not None and whole_q is not None and whole_p.event_shape == whole_q.event_shape:
-        return whole_p, whole_q
-    dims = min(independent_dims(p), independent_dims(q))
-    return take_off(p, dims), take_off(q, dims)
+def result_dtype(p: Distribution, q: Distribution) -> torch.dtype:
+    """The widest dtype of the parameters of both, ``float32`` at least."""
+    return torch.promote_types(parameter_dtype(p), parameter_dtype(q))
 
 
 def check_measures(p: Distribution, q: Distribution) -> None:
@@ -52,36 +110,47 @@ def check_measures(p: Distribution, q: Distribution) -> None:
         )
 
 
-def _kind(distribution: Any) -> str | None:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    if isinstance(distribution, Categorical):
-        return f"of {distribution._num_events} categories"
-    try:
-        return ("discrete" if distribution.support.is_discrete else "continuous") if is_ours(distribution) else None
-    except NotImplementedError:
-        return None
-
-
 def matched(posterior: Distribution, prior: Distribution) -> tuple[Distribution, Distribution]:
     """The two, taken apart into their dimensions where both factorise and else with one event shape.
 
     Raises: ValueError: a prior larger than the posterior.
     """
-    whole_posterior, whole_prior = factorise(posterior), factorise(prior)
-    if whole_posterior is not None and whole_prior is not None:
-        posterior, prior = whole_posterior, whole_prior
-    elif whole_posterior is not None:
-        posterior = with_event_dims(whole_posterior, len(prior.event_shape))
+    scalars, prior_scalars = factorise(posterior), factorise(prior)
+    if scalars is not None and prior_scalars is not None:
+        posterior, prior = scalars, prior_scalars
+    elif scalars is not None:
+        posterior = with_event_dims(scalars, len(prior.event_shape))
     else:
-        if whole_prior is not None:  # one normal for all dimensions, say
-            shape = check_broadcast(prior=whole_prior.batch_shape, posterior_event=posterior.event_shape)
-            prior = whole_prior.expand(shape)
+        if prior_scalars is not None:  # one normal for all dimensions, say
+            shape = check_broadcast(prior=prior_scalars.batch_shape, posterior_event=posterior.event_shape)
+            prior = prior_scalars.expand(shape)
         prior = with_event_dims(prior, len(posterior.event_shape))
-    of_posterior, of_prior = (d.batch_shape + d.event_shape for d in (posterior, prior))
-    if of_posterior != check_broadcast(posterior=of_posterior, prior=of_prior):
+    shape, prior_shape = (d.batch_shape + d.event_shape for d in (posterior, prior))
+    if shape != check_broadcast(posterior=shape, prior=prior_shape):
         raise ValueError(
-            f"the prior of shape {tuple(of_prior)} must broadcast to the posterior's, {tuple(of_posterior)}, and not "
+            f"the prior of shape {tuple(prior_shape)} must broadcast to the posterior's, {tuple(shape)}, and not "
             "beyond it"
         )
     return posterior, prior
+
+
+def _in_double(distribution: Distribution) -> Distribution:
+    if torch.compiler.is_compiling():
+        return widened(distribution, torch.float64)
+    copied: Distribution = in_double(distribution, [])
+    give_exact_logits(copied)
+    return copied
+
+
+def _kind(distribution: Any) -> str | None:
+    """What the distribution's values are, in words; ``None`` where it is not known."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if isinstance(distribution, Categorical):
+        return f"of {distribution._num_events} categories"
+    if not can_be_copied(distribution):
+        return None
+    try:
+        return "discrete" if distribution.support.is_discrete else "continuous"
+    except NotImplementedError:
+        return None

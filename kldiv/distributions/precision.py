@@ -1,4 +1,4 @@
-"""A distribution in another precision, or without gradient: copies, however deep."""
+"""Copies of a distribution: in another precision, or without a gradient."""
 
 import copy
 from collections.abc import Callable, Hashable
@@ -12,31 +12,32 @@ from torch.distributions.transforms import _InverseTransform
 from kldiv.distributions.parameters import is_computed_late
 
 __all__ = [
+    "can_be_copied",
     "converted",
     "detached",
     "give_exact_logits",
     "in_double",
-    "is_ours",
     "widened",
 ]
 
 
-def is_ours(value: Any) -> bool:
-    """Whether a distribution is made of torch's and ours alone, so that its density takes ``float64``."""
+def can_be_copied(value: Any) -> bool:
+    """Whether all parts of a distribution are torch's or ours: then its density takes ``float64``."""
     if isinstance(value, _InverseTransform):
-        return is_ours(value.inv)
+        return can_be_copied(value.inv)
     if isinstance(value, (Distribution, Transform)):
         known = type(value).__module__.startswith(("torch.distributions.", "kldiv."))
-        return known and all(is_ours(part) for name, part in vars(value).items() if name != "_inv")
+        return known and all(can_be_copied(part) for name, part in vars(value).items() if name != "_inv")
     if isinstance(value, (list, tuple)):
-        return all(is_ours(part) for part in value)
+        return all(can_be_copied(part) for part in value)
     return not isinstance(value, torch.nn.Module)
 
 
 def in_double(value: Any, tensors: list[Tensor]) -> Any:
-    """A copy with floating tensors in ``float64``, however deep, on the graph of the original, and without validation.
+    """A private copy in ``float64``, on the graph of the original. See :func:`converted`.
 
-    The floating tensors that were met are added to ``tensors``. One tensor under two names stays one.
+    Args:
+        tensors: the floating tensors that are met on the way are added to it.
     """
 
     def double(tensor: Tensor) -> Tensor:
@@ -47,13 +48,13 @@ def in_double(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, Tensor] | None = None) -> Any:
-    """A copy of a distribution, however deep, of its floating tensors converted, and without validation.
+    """A private copy of a distribution, its floating tensors and those of its parts converted, that validates nothing.
 
-    One tensor under two names stays one.
+    A tensor that stands under two names is converted once, and is one tensor in the copy too.
     """
     made = {} if made is None else made
     if isinstance(value, Tensor) and value.is_floating_point():
-        if torch.compiler.is_compiling():  # compiled code would be of this very tensor, and compile again for the next
+        if torch.compiler.is_compiling():  # a guard on this very tensor would compile again for the next
             return convert(value)
         if id(value) not in made:
             made[id(value)] = convert(value)
@@ -66,7 +67,7 @@ def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, T
         return value
     new = copy.copy(value)
     for name, item in vars(value).items():
-        # what was computed from the parameters in their own precision is computed again
+        # torch has computed this from the parameters, rounded to their precision: the copy computes it again
         param = vars(value).get("_param")
         if param is not None and item is not param and is_computed_late(cast(Hashable, type(value)), name):
             del vars(new)[name]
@@ -78,11 +79,11 @@ def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, T
 
 
 def detached(distribution: Distribution) -> Any:
-    """A copy whose parameters carry no gradient, and without validation.
+    """A private copy whose parameters carry no gradient.
 
-    Raises: TypeError: a distribution that is not of torch's or ours, which may hold parameters anywhere.
+    Raises: TypeError: a distribution of another package, which may hold its parameters anywhere.
     """
-    if not is_ours(distribution):
+    if not can_be_copied(distribution):
         raise TypeError(
             f"{type(distribution).__name__} holds parts of another package, whose parameters cannot be detached: write "
             "it as a distribution of torch or kldiv"
@@ -91,20 +92,20 @@ def detached(distribution: Distribution) -> Any:
 
 
 def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Distribution:
-    """The distribution with its parameters in ``dtype``; ``None``: half-precision ones in ``float32``, others as are.
+    """The distribution with its parameters in ``dtype``; ``None``: half precision in ``float32``, others as they are.
 
     >>> widened(torch.distributions.Normal(torch.zeros(2).half(), 1.0)).loc.dtype
     torch.float32
     """
     wide: dict[str, Any] = {}
-    converted: dict[int, Tensor] = {}  # one tensor under two names stays one
+    converted: dict[int, Tensor] = {}  # by the identity of the tensor: what stands under two names is converted once
     for name, value in distribution.__dict__.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             half = value.dtype in (torch.float16, torch.bfloat16)
             wanted = dtype or (torch.float32 if half else value.dtype)
             if wanted != value.dtype:
                 new_value = value.to(wanted)
-                # compiled code would be of this very tensor, and compile again for the next
+                # a guard on this very tensor would compile again for the next
                 compiling = torch.compiler.is_compiling()
                 wide[name] = new_value if compiling else converted.setdefault(id(value), new_value)
         elif isinstance(value, Distribution) and (inner := widened(value, dtype)) is not value:
@@ -117,7 +118,7 @@ def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Dis
 
 
 def give_exact_logits(distribution: Any) -> None:
-    # torch's logarithm of a probability of 0 is that of the smallest number
+    # torch clamps probabilities of 0 before it takes their logarithm
     for value in vars(distribution).values():
         if isinstance(value, Distribution):
             give_exact_logits(value)
@@ -130,5 +131,5 @@ def give_exact_logits(distribution: Any) -> None:
     elif isinstance(distribution, torch.distributions.Bernoulli):
         inner = torch.where((probs > 0) & (probs < 1), probs, 0.5)
         logits = torch.log(inner) - torch.log1p(-inner)
-        # finite, for the difference of infinities in its density would be NaN; beyond what any result holds
+        # torch subtracts logits in the density, and inf - inf is NaN: a finite number larger than any result
         distribution.logits = logits.masked_fill(probs <= 0, -1e300).masked_fill(probs >= 1, 1e300)

@@ -18,8 +18,6 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import ComposeTransform, ExpTransform, IndependentTransform, SigmoidTransform
 
-from kldiv.distributions.precision import is_ours
-
 __all__ = [
     "Support",
     "as_tensor",
@@ -33,7 +31,7 @@ __all__ = [
 
 
 class Support(NamedTuple):
-    """An interval, and the ends of further intervals inside it. A number is an end that never moves."""
+    """An interval, and the ends of further intervals inside it. A tensor is an end that moves with a parameter."""
 
     lower: Tensor | float
     upper: Tensor | float
@@ -41,7 +39,8 @@ class Support(NamedTuple):
 
 
 def support_of(distribution: Any) -> Support:
-    if isinstance(distribution, VonMises):  # torch says real, for an angle may be given modulo 2 pi
+    """The support of a one-dimensional distribution, or of each dimension of an ``Independent``."""
+    if isinstance(distribution, VonMises):  # torch says that it is real: an angle may be given modulo 2 pi
         return Support(-math.pi, math.pi)
     if isinstance(distribution, Independent):
         return support_of(distribution.base_dist)
@@ -58,7 +57,7 @@ def support_of(distribution: Any) -> Support:
             tuple(end for ends in (lower, upper, *inner) if isinstance(ends, Tensor) for end in ends.unbind(-1)),
         )
     if inspect.getattr_static(type(distribution), "support") is vars(TransformedDistribution)["support"]:
-        # that is the codomain of its last transform, which may be more than it reaches
+        # torch says the last transform's codomain, of which it may reach a part only
         support = support_of(distribution.base_dist)
         for transform in single_transforms(distribution.transforms):
             support = _image(transform, support)
@@ -76,6 +75,7 @@ def _interval(constraint: object) -> Support:
 
 
 def single_transforms(transforms: Sequence[Transform]) -> Iterator[Transform]:
+    """The elementwise transforms that a sequence of them is composed of."""
     for transform in transforms:
         if isinstance(transform, ComposeTransform):
             yield from single_transforms(transform.parts)
@@ -90,7 +90,7 @@ def _image(transform: Transform, support: Support) -> Support:
         return _interval(transform.codomain)
     images = []
     for end in (support.lower, support.upper, *support.inner):
-        # an infinite end does not move, and 0 * inf would be its derivative
+        # an infinite end does not move, and its derivative would be 0 * inf
         if isinstance(end, Tensor):
             image = transform(torch.where(end.isfinite(), end, 0.5))
             images.append(torch.where(end.isfinite(), image, transform(end).detach()))
@@ -102,7 +102,10 @@ def _image(transform: Transform, support: Support) -> Support:
 
 
 def without_common_transforms(pair: list[Any]) -> list[Any]:
-    """Two distributions of the same divergence: where 1 - x runs out of numbers, the logit of x does not."""
+    """The two before the transforms that both end with: their divergence is the same.
+
+    Near 1 a floating-point x has few digits left of 1 - x; the logit of x has all of them.
+    """
     while all(type(d).log_prob is TransformedDistribution.log_prob and d.transforms for d in pair):
         last = [d.transforms[-1] for d in pair]
         if not isinstance(last[0], (ExpTransform, SigmoidTransform)) or type(last[0]) is not type(last[1]):
@@ -117,7 +120,7 @@ def without_common_transforms(pair: list[Any]) -> list[Any]:
 
 
 def inside(support: Support, points: Tensor, zeros: Tensor) -> Tensor:
-    """The points, and others in place of those that are no inner points of the support."""
+    """The points; those outside the support, or on its ends, are replaced by some inner point."""
     lower, upper = as_tensor(support.lower, zeros), as_tensor(support.upper, zeros)
     above = torch.where(lower.isfinite(), lower + 1, torch.where(upper.isfinite(), upper - 1, zeros))
     other = torch.where(lower.isfinite() & upper.isfinite(), 0.5 * (lower + upper), above)
@@ -125,20 +128,26 @@ def inside(support: Support, points: Tensor, zeros: Tensor) -> Tensor:
 
 
 def as_tensor(value: Tensor | float, zeros: Tensor) -> Tensor:
+    """The value in the shape and dtype of ``zeros``."""
     return value.to(zeros).expand(zeros.shape) if isinstance(value, Tensor) else torch.full_like(zeros, value)
 
 
-def has_moving_support(p: Distribution) -> bool:
-    """Whether the support depends on parameters that want a gradient: then the score's mean is not zero."""
-    while isinstance(p, Independent):
-        p = p.base_dist
-    ends: list[Any] = []
-    if not p.event_shape and is_ours(p):
-        support = declared_support(p)
-        if support is not None and not support.is_discrete:
-            found = support_of(p)
-            ends = [found.lower, found.upper, *found.inner]
-    elif (support := declared_support(p)) is not None:
+def has_moving_support(distribution: Distribution, known: bool) -> bool:
+    """Whether the support depends on parameters that want a gradient: then the score's mean is not zero.
+
+    Args:
+        known: whether all parts of the distribution are torch's or ours, as :func:`can_be_copied` finds.
+    """
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    support = declared_support(distribution)
+    if support is None:
+        return False
+    ends: list[Any]
+    if known and not distribution.event_shape:
+        lower, upper, inner = support_of(distribution)
+        ends = [] if support.is_discrete else [lower, upper, *inner]
+    else:
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         ends = list(vars(support).values())
@@ -146,6 +155,7 @@ def has_moving_support(p: Distribution) -> bool:
 
 
 def declared_support(distribution: Distribution) -> Any:
+    """What the distribution says of its support; ``None`` where it says nothing."""
     try:
         return distribution.support
     except NotImplementedError:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import check_measures, in_wide, log_prob, matched, parameter_dtype, parameters_of
+from kldiv.distributions import Pair
 from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighted
-from kldiv.losses import check_distributions, check_example_dimension, check_sample_gradient
+from kldiv.losses import check_posterior, check_sample_gradient
 from kldiv.numerics import check_broadcast, widen
 from kldiv.priors import standard_prior
 from kldiv.reduction import check_reduction, reduce
@@ -74,9 +74,9 @@ def importance_log_likelihood(log_weights: Tensor, dim: int = 0) -> LogLikelihoo
 
 
 def _log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
-    """ln of the mean of the weights along ``dim``: of none but 0 it is ``-inf``, with a gradient of 0."""
+    """ln of the mean of the weights along ``dim``. Where all are 0 it is ``-inf``, with a gradient of 0."""
     peak = log_weights.detach().amax(dim, keepdim=True)
-    # finite in place of all -inf, whose gradient would be NaN
+    # logsumexp of -inf alone has a gradient of NaN
     value = torch.logsumexp(log_weights.masked_fill(peak == -torch.inf, 0), dim) - math.log(log_weights.shape[dim])
     return value.masked_fill((peak == -torch.inf).squeeze(dim), -torch.inf)
 
@@ -87,7 +87,7 @@ class ImportanceWeightedELBOLoss(nn.Module):
     .. math:: -\ln \frac1K \sum_{k=1}^K w_k, \qquad w_k = \frac{p(x|z_k)\, p(z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
 
     With K = 1 it is the negative ELBO with the KL sampled once; in expectation the bound rises with K, towards
-    ln p(x). Every weight is made of densities: a KL in closed form within them would leave no bound.
+    ln p(x). The weights are made of densities: with a KL in closed form inside them it would be no bound.
 
     Args:
         reconstruction: the likelihood term, such as :class:`kldiv.BernoulliNLL`. One that fits a variance to the batch
@@ -162,10 +162,12 @@ class ImportanceWeightedELBOLoss(nn.Module):
         bound = _log_mean_exp(log_weights)
         if torch.is_grad_enabled() and log_weights.requires_grad and self.gradient != "pathwise":
             surrogate = _double_surrogate(parts, log_weights) if self.gradient == "dreg" else parts.landing()[0]
-            # at an infinite surrogate the difference would be NaN
+            # inf - inf is NaN
             usable = bound.isfinite() & surrogate.isfinite()
             bound = bound.detach() + torch.where(usable, surrogate - surrogate.detach(), 0.0)
-        kls = [(log_q - log_p).mean(0) for log_q, log_p in zip(parts.log_posterior, parts.log_prior, strict=True)]
+        kls = [
+            (posterior - prior).mean(0) for posterior, prior in zip(parts.log_posterior, parts.log_prior, strict=True)
+        ]
         terms = [-bound, -parts.log_likelihood.mean(0), sum(kls[1:], kls[0]), *kls]
         terms = [term.to(parts.dtype) for term in terms]
         if sample_weight is not None:
@@ -231,20 +233,18 @@ class ImportanceWeightedELBOLoss(nn.Module):
 
 
 class _Parts:
-    """The logarithms that a weight is made of, (K, N) each; of prior and posterior one for each latent group."""
+    """The log-densities that the weights are made of, (K, N) each; for prior and posterior one a latent group."""
 
     def __init__(self, log_likelihood: Tensor, dtype: torch.dtype, samples: list[Tensor]) -> None:
         self.log_likelihood, self.dtype, self.samples = log_likelihood, dtype, samples
         self.log_prior: list[Tensor] = []
         self.log_posterior: list[Tensor] = []
-        self.distributions: list[tuple[Distribution, Tensor]] = []
+        self.pairs: list[tuple[Pair, Tensor]] = []
         self.conditional = False
 
     def add(self, posterior: Distribution, prior: Distribution | None, sample: Tensor) -> None:
-        check_distributions(posterior, prior)
-        check_example_dimension(posterior)
-        p = standard_prior(posterior, like=sample) if prior is None else prior
-        check_measures(posterior, p)
+        check_posterior(posterior, prior)
+        prior = standard_prior(posterior, like=sample) if prior is None else prior
         shape = tuple(posterior.batch_shape + posterior.event_shape)
         if shape not in (tuple(sample.shape), tuple(sample.shape[1:])):
             raise ValueError(
@@ -252,18 +252,16 @@ class _Parts:
                 f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
             )
         self.conditional |= shape == tuple(sample.shape)
-        self.dtype = torch.promote_types(
-            self.dtype, torch.promote_types(parameter_dtype(posterior), parameter_dtype(p))
-        )
-        if len(p.batch_shape + p.event_shape) == sample.ndim > len(shape):
-            posterior = posterior.expand(sample.shape[:1] + posterior.batch_shape)
-        q, p = matched(*in_wide(posterior, p))
-        (wide,) = widen(sample)
-        wide = wide.to(torch.promote_types(wide.dtype, parameter_dtype(q)))
-        self.log_posterior.append(_per_sample(log_prob(q, wide)))
-        self.log_prior.append(_per_sample(log_prob(p, wide)))
-        self.distributions.append((q, wide))
-        wanted = parameters_of(posterior) or (self.log_posterior[-1].requires_grad and not sample.requires_grad)
+        pair = Pair.of(posterior, prior)
+        if len(prior.batch_shape + prior.event_shape) == sample.ndim > len(shape):
+            pair = pair._replace(p=pair.p.expand(sample.shape[:1] + posterior.batch_shape))
+        pair = pair.matched()
+        self.dtype = torch.promote_types(self.dtype, pair.dtype)
+        wide = pair.widen(sample)
+        self.log_posterior.append(_per_sample(pair.log_p(wide)))
+        self.log_prior.append(_per_sample(pair.log_q(wide)))
+        self.pairs.append((pair, wide))
+        wanted = pair.parameters or (self.log_posterior[-1].requires_grad and not sample.requires_grad)
         if torch.is_grad_enabled() and wanted:
             check_sample_gradient(posterior, sample, "the bound")
 
@@ -271,13 +269,13 @@ class _Parts:
         return self.log_likelihood + sum(self.log_prior) - sum(self.log_posterior)
 
     def landing(self) -> Tensor:
-        """The log-weights, whose gradient in the parameters of q goes through the samples alone."""
-        fixed = [_per_sample(log_prob(q, sample.detach())) for q, sample in self.distributions]
+        """The log-weights; the gradient in the posterior's parameters goes through the samples alone."""
+        fixed = [_per_sample(pair.log_p(sample.detach())) for pair, sample in self.pairs]
         return self.log_weights() + sum(fixed)
 
 
 def _double_surrogate(parts: _Parts, log_weights: Tensor) -> Tensor:
-    r"""What has DReG's gradient, (N,).
+    r"""A surrogate with the gradient of DReG, (N,).
 
     That is :math:`\sum_k \tilde w_k \nabla_\theta \ln w_k` in the parameters of the model, and in those of q
     :math:`\sum_k \tilde w_k^2 \nabla_{z_k} \ln w_k \nabla z_k`. The sum of the first kind has the second's with
@@ -292,7 +290,7 @@ def _double_surrogate(parts: _Parts, log_weights: Tensor) -> Tensor:
     landing = parts.landing()
     normalised = torch.softmax(log_weights.detach(), 0)
     normalised = torch.where(normalised.isnan(), 0.0, normalised)  # all weights 0
-    # 0 times the logarithm of a weight of 0 is to be 0, in the gradient too
+    # a weight of 0 counts nothing, though its logarithm is -inf
     surrogate = (normalised * torch.where(normalised > 0, landing, 0.0)).sum(0)
     samples = [sample for sample in parts.samples if sample.requires_grad]
     if not samples:
@@ -306,7 +304,9 @@ def _double_surrogate(parts: _Parts, log_weights: Tensor) -> Tensor:
             "gradient='dreg': the output does not depend on the sample that was given. Pass the very tensor that the "
             "decoder consumed, not a view or a copy of it"
         )
-    densities = [log_p - log_q for log_p, log_q in zip(parts.log_prior, parts.log_posterior, strict=True)]
+    densities = [
+        of_prior - of_posterior for of_prior, of_posterior in zip(parts.log_prior, parts.log_posterior, strict=True)
+    ]
     rest = torch.autograd.grad([each.sum() for each in densities], samples, retain_graph=True)
     for sample, one, other in zip(samples, through_decoder, rest, strict=True):
         gradient = other if one is None else one + other

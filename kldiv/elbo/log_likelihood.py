@@ -53,7 +53,7 @@ def stream_log_likelihood(
             peak = log.new_full(log.shape[1:], -torch.inf)
             total = squares = torch.zeros_like(peak)
         top = torch.maximum(peak, log.amax(0))
-        base = top.masked_fill(top == -torch.inf, 0)  # nothing but weights of 0 so far
+        base = top.masked_fill(top == -torch.inf, 0)  # all weights so far are 0
         weights, before = torch.exp(log - base), torch.exp(peak - base)
         total = total * before + weights.sum(0)
         squares = squares * before.square() + weights.square().sum(0)
@@ -150,8 +150,8 @@ def estimate_log_likelihood(
 
 
 def _device_of(encoder: object) -> torch.device | None:
-    """Where a module is; ``None`` of anything else, or of one without tensors."""
-    encoder = getattr(encoder, "__self__", encoder)  # of a model's method
+    """The device of a module; ``None`` for anything else, or for a module without tensors."""
+    encoder = getattr(encoder, "__self__", encoder)  # a method: its model
     if not isinstance(encoder, nn.Module):
         return None
     tensor = next(encoder.parameters(), next(encoder.buffers(), None))

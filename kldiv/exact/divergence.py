@@ -15,8 +15,9 @@ from torch.distributions import kl as torch_kl
 
 from kldiv.distributions import (
     DiagonalNormal,
+    check_distributions,
     independent_dims,
-    parameter_dtype,
+    result_dtype,
     take_off,
     widened,
 )
@@ -60,13 +61,12 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     >>> kl_divergence(Normal(torch.tensor([0.0, 1e-4]), 1.0), Normal(0.0, 1.0))
     tensor([0.0000e+00, 5.0000e-09])
     """
-    for name, given in (("p", p), ("q", q)):
-        if not isinstance(given, Distribution):
-            raise TypeError(
-                f"kl_divergence(p, q) takes two distributions, and {name} is a {type(given).__name__}. For tensors "
-                "write kldiv.functional.kl_normal, kl_bernoulli or kl_categorical, for tables of probabilities "
-                "kldiv.tables.relative_entropy, or wrap them: kldiv.DiagonalNormal(mean, log_var)"
-            )
+    check_distributions(
+        "For tensors write kldiv.functional.kl_normal, kl_bernoulli or kl_categorical, for tables of probabilities "
+        "kldiv.tables.relative_entropy, or wrap them: kldiv.DiagonalNormal(mean, log_var)",
+        p=p,
+        q=q,
+    )
     batch_shape = check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
     closed_form = find_closed_form(type(p), type(q))
     if p.event_shape != q.event_shape and closed_form not in _OF_UNEQUAL_EVENTS:
@@ -75,7 +75,7 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
             f"{tuple(p.batch_shape)} and {tuple(q.batch_shape)}): one event must be the same for both. "
             "torch.distributions.Independent(distribution, dims) makes trailing batch dimensions part of the event"
         )
-    dtype = torch.promote_types(parameter_dtype(p), parameter_dtype(q))
+    dtype = result_dtype(p, q)
     if closed_form is None:
         # a scalar given by its log-variance has what a Normal has
         closed_form = find_closed_form(*(Normal if _is_scalar_normal(d) else type(d) for d in (p, q)))

@@ -3,14 +3,13 @@
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import factorise
+from kldiv.distributions import check_distributions, factorise
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.reduction import check_reduction, reduce, sum_latent
 
 __all__ = [
     "KLTerm",
-    "check_distributions",
-    "check_example_dimension",
+    "check_posterior",
     "check_sample_gradient",
 ]
 
@@ -76,20 +75,17 @@ class KLTerm(nn.Module):
         return f"reduction={self.reduction!r}"
 
 
-def check_distributions(posterior: object, prior: object) -> None:
-    """Raises: TypeError: one of the two is no distribution; the message shows how to make one of tensors."""
-    for name, value in (("posterior", posterior), ("prior", prior)):
-        if isinstance(value, nn.Module):
-            raise TypeError(f"the {name} is a {type(value).__name__}, a module: call it, and pass what it returns")
-        if not (isinstance(value, Distribution) or (value is None and name == "prior")):
-            raise TypeError(
-                f"the {name} is a {type(value).__name__}, and this term takes distributions: write "
-                "kldiv.DiagonalNormal(mean, log_var), or use kldiv.GaussianKLLoss()(mean, log_var) on tensors"
-            )
+def check_posterior(posterior: Distribution, prior: Distribution | None = None) -> None:
+    """Whether a term can be called with the two.
 
-
-def check_example_dimension(posterior: Distribution) -> None:
-    """Raises: ValueError: an empty batch shape, so that no dimension is the example."""
+    Raises:
+        TypeError: one of them is no distribution; the message shows how to make one of tensors.
+        ValueError: an empty batch shape of the posterior, so that no dimension is the example.
+    """
+    given = {"posterior": posterior} if prior is None else {"posterior": posterior, "prior": prior}
+    check_distributions(
+        "Write kldiv.DiagonalNormal(mean, log_var), or use kldiv.GaussianKLLoss()(mean, log_var) on tensors", **given
+    )
     if not posterior.batch_shape:
         raise ValueError(
             f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "

@@ -10,16 +10,19 @@ from torch.distributions import Distribution, Normal
 from kldiv.distributed import world_gather, world_rank, world_size
 from kldiv.distributions import (
     DiagonalNormal,
+    Pair,
+    can_be_copied,
     converted,
     factorise,
-    in_wide,
-    is_ours,
-    log_prob,
     matched,
-    parameter_dtype,
+    result_dtype,
 )
 from kldiv.kernels import log_mixtures, weight_matrix
-from kldiv.losses.base import KLTerm, check_distributions, check_example_dimension, check_sample_gradient
+from kldiv.losses.base import (
+    KLTerm,
+    check_posterior,
+    check_sample_gradient,
+)
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.numerics import widen
 from kldiv.priors import standard_prior
@@ -91,23 +94,26 @@ def decompose_kl(
     >>> parts.mutual_information
     tensor([0.6928, 0.6928])
     """
-    check_distributions(posterior, prior)
-    check_example_dimension(posterior)
+    check_posterior(posterior, prior)
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r} is none of {', '.join(map(repr, ESTIMATORS))}")
-    q, p = _factors(posterior, standard_prior(posterior, like=sample) if prior is None else prior)
-    if sample.shape != q.batch_shape + q.event_shape:
+    prior = standard_prior(posterior, like=sample) if prior is None else prior
+    posterior, prior = _factors(posterior, prior)
+    shape = posterior.batch_shape + posterior.event_shape
+    if sample.shape != shape:
         raise ValueError(
-            f"sample has the shape {tuple(sample.shape)} and must have the posterior's, "
-            f"{tuple(q.batch_shape + q.event_shape)}: one draw for each example, posterior.rsample()"
+            f"sample has the shape {tuple(sample.shape)} and must have the posterior's, {tuple(shape)}: one draw for "
+            "each example, posterior.rsample()"
         )
-    dtype = torch.promote_types(parameter_dtype(q), parameter_dtype(p))
-    dtype = torch.promote_types(dtype, torch.promote_types(sample.dtype, torch.float32))
-    is_normal = type(q) in (DiagonalNormal, Normal)
-    q, p = (q, in_wide(p, p)[0]) if is_normal else in_wide(q, p)
-    sample = sample.to(dtype if is_normal else torch.promote_types(dtype, parameter_dtype(q)))
-    everyone = _gathered(q, group) if all_processes else q
-    rows, batch = q.batch_shape[0], everyone.batch_shape[0]
+    dtype = torch.promote_types(result_dtype(posterior, prior), sample.dtype)
+    pair = Pair.of(posterior, prior)
+    is_normal = type(posterior) in (DiagonalNormal, Normal)
+    if is_normal:  # whose densities are right in the precision that they are given in
+        pair, sample = pair._replace(p=posterior), sample.to(dtype)
+    else:
+        sample = pair.widen(sample.to(dtype))
+    everyone = _gathered(pair.p, group) if all_processes else pair.p
+    rows, batch = posterior.batch_shape[0], everyone.batch_shape[0]
     if dataset_size < batch:
         raise ValueError(
             f"dataset_size={dataset_size} is less than the batch of {batch}: it is the number of training examples"
@@ -115,13 +121,13 @@ def decompose_kl(
     first = world_rank(group) * rows if all_processes else 0
     log_weights = _log_weights(batch, dataset_size, estimator)
 
-    of_prior = sum_latent(log_prob(p, sample))
-    conditional = sum_latent(log_prob(q, sample))
+    of_prior = sum_latent(pair.log_q(sample))
+    conditional = sum_latent(pair.log_p(sample))
     if is_normal:
         z, mean, log_var = (_flat(t.to(sample.dtype)) for t in (sample, *_mean_and_log_var(everyone)))
         aggregate, marginals = log_mixtures(z, mean, log_var, first, log_weights)
     else:
-        crossed = log_prob(everyone, sample[:, None])  # ln q(z_id|x_j), (rows, batch, *latent)
+        crossed = pair._replace(p=everyone).log_p(sample[:, None])  # ln q(z_id|x_j), (rows, batch, *latent)
         crossed = crossed.flatten(2) if crossed.ndim > 2 else crossed[..., None]
         weights = weight_matrix(crossed[..., 0], batch, first, log_weights)
         aggregate = torch.logsumexp(crossed.sum(-1) + weights, 1)  # a weight enters once, after the sum over dimensions
@@ -187,7 +193,7 @@ class TotalCorrelationKLLoss(KLTerm):
     def unreduced_with_kl(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        check_distributions(posterior, prior)
+        check_posterior(posterior, prior)
         if sample is None:
             sample = posterior.rsample() if has_pathwise_gradient(posterior) else posterior.sample()
         parts = decompose_kl(
@@ -246,30 +252,30 @@ def _flat(values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else values[:, None]
 
 
-def _mean_and_log_var(q: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(q, DiagonalNormal):
-        mean, log_var = widen(q.mean, q.log_var)
+def _mean_and_log_var(posterior: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(posterior, DiagonalNormal):
+        mean, log_var = widen(posterior.mean, posterior.log_var)
         return mean, log_var
-    mean, scale = widen(q.loc, q.scale)
+    mean, scale = widen(posterior.loc, posterior.scale)
     return mean, 2 * torch.log(scale)
 
 
-def _gathered(q: Distribution, group: Any) -> Distribution:
+def _gathered(posterior: Distribution, group: Any) -> Distribution:
     """The distribution of the batches of all processes."""
     if world_size(group) == 1:
-        return q
-    if not is_ours(q):
+        return posterior
+    if not can_be_copied(posterior):
         raise TypeError(
-            f"{type(q).__name__} is of another package: its batches in other processes cannot be gathered. Write it "
-            "as a distribution of torch or kldiv, or call with all_processes=False"
+            f"{type(posterior).__name__} is of another package: its batches in other processes cannot be gathered. "
+            "Write it as a distribution of torch or kldiv, or call with all_processes=False"
         )
-    rows = q.batch_shape[0]
+    rows = posterior.batch_shape[0]
 
     def gather(tensor: Tensor) -> Tensor:
-        of_batch = tensor.ndim >= len(q.batch_shape) and tensor.shape[0] == rows
+        of_batch = tensor.ndim >= len(posterior.batch_shape) and tensor.shape[0] == rows
         return world_gather(tensor, group) if of_batch else tensor
 
-    new: Distribution = converted(q.expand(q.batch_shape), gather)
+    new: Distribution = converted(posterior.expand(posterior.batch_shape), gather)
     _set_rows(new, rows, rows * world_size(group))
     return new
 

@@ -8,18 +8,14 @@ from torch.distributions import Distribution
 
 from kldiv.distributions import (
     DiagonalNormal,
-    check_measures,
+    Pair,
     detached,
-    in_wide,
     matched,
-    parameter_dtype,
-    parameters_of,
 )
 from kldiv.exact import is_registered_by_user, kl_divergence
 from kldiv.functional import kl_normal
-from kldiv.losses.base import KLTerm, check_distributions, check_example_dimension
-from kldiv.monte_carlo import Draws, GivenDraws, average, check_options, check_scramble
-from kldiv.numerics import widen
+from kldiv.losses.base import KLTerm, check_posterior
+from kldiv.monte_carlo import Draws, GivenDraws, Gradient, Plan, Sampler, Value, average, check_options, check_scramble
 from kldiv.priors import standard_prior
 
 __all__ = [
@@ -49,8 +45,7 @@ class ExactKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        check_distributions(posterior, prior)
-        check_example_dimension(posterior)
+        check_posterior(posterior, prior)
         if prior is None and type(posterior) is DiagonalNormal:
             return kl_normal(posterior.mean, posterior.log_var)  # nothing of the standard normal has to be made
         prior = standard_prior(posterior) if prior is None else prior
@@ -100,9 +95,9 @@ class MonteCarloKLLoss(KLTerm):
         self,
         num_samples: int = 1,
         *,
-        value: str = "k1",
-        gradient: str = "pathwise",
-        sampler: str = "iid",
+        value: Value = "k1",
+        gradient: Gradient = "pathwise",
+        sampler: Sampler = "iid",
         reduction: str = "batchmean",
     ) -> None:
         super().__init__(reduction)
@@ -114,31 +109,24 @@ class MonteCarloKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        check_distributions(posterior, prior)
-        check_example_dimension(posterior)
+        check_posterior(posterior, prior)
         if not (sample is None or isinstance(sample, Tensor)):
             raise TypeError(f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample()")
         shape = posterior.batch_shape + posterior.event_shape
-        q = standard_prior(posterior, like=sample) if prior is None else prior
-        check_measures(posterior, q)
-        parameters, dtype = (
-            parameters_of(posterior),
-            torch.promote_types(parameter_dtype(posterior), parameter_dtype(q)),
-        )
-        p, q = matched(*in_wide(posterior, q))
+        prior = standard_prior(posterior, like=sample) if prior is None else prior
+        pair = Pair.of(posterior, prior).matched()
         if sample is None:
             reparametrised = self.gradient != "score"
-            draws = Draws(p, p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
+            draws = Draws(pair.p, pair.p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
         else:
             if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
                 raise ValueError(
                     f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
                     f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
                 )
-            (sample,) = widen(sample)
-            draws = GivenDraws(p, sample.to(torch.promote_types(sample.dtype, parameter_dtype(p))))
-        found = average(draws, q, self.value, self.gradient, parameters=parameters, with_error=False)
-        return found.value.to(dtype)
+            draws = GivenDraws(pair.p, pair.widen(sample))
+        found = average(pair, draws, Plan(self.value, self.gradient, with_error=False))
+        return found.value.to(pair.dtype)
 
     def extra_repr(self) -> str:
         options = ("num_samples", "value", "gradient", "sampler", "reduction")
@@ -202,7 +190,7 @@ class BalancedKLLoss(KLTerm):
     def unreduced_with_kl(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        check_distributions(posterior, prior)
+        check_posterior(posterior, prior)
         prior = standard_prior(posterior, like=sample) if prior is None else prior
         fixed = None if sample is None else sample.detach()
         of_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed)

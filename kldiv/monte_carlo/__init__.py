@@ -1,13 +1,17 @@
 """The KL divergence as a mean over samples: samplers, values, gradients and standard errors."""
 
 from kldiv.monte_carlo.estimate import KLEstimate, average, check_options, estimate_kl
-from kldiv.monte_carlo.estimators import check_scramble
-from kldiv.monte_carlo.samplers import Draws, GivenDraws, has_pathwise_gradient
+from kldiv.monte_carlo.estimators import Gradient, Plan, Value, check_scramble
+from kldiv.monte_carlo.samplers import Draws, GivenDraws, Sampler, has_pathwise_gradient
 
 __all__ = [
     "Draws",
     "GivenDraws",
+    "Gradient",
     "KLEstimate",
+    "Plan",
+    "Sampler",
+    "Value",
     "average",
     "check_options",
     "check_scramble",

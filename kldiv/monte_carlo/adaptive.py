@@ -1,13 +1,11 @@
 """The coefficient of the adaptive gradient: how much of the score to add to what sticks the landing."""
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
-from kldiv.distributions import log_prob
+from kldiv.distributions import Pair
 from kldiv.monte_carlo.estimators import sticking_the_landing
 
 __all__ = [
@@ -19,64 +17,66 @@ __all__ = [
 _GROUPS = 16  # of units, whose gradients the coefficient is fitted to: each costs two backward passes
 
 
-def fit_coefficients(
-    p: Distribution, q: Distribution, sample: Tensor, parameters: Sequence[Tensor] = (), batch_dims: int = 1
-) -> Tensor | None:
+def fit_coefficients(pair: Pair, sample: Tensor, batch_dims: int = 1) -> Tensor | None:
     r"""For each unit, the c in [0, 1] that over all other units makes the variance of t + c s least.
 
     .. math:: c_g = -\frac{\sum_d \mathrm{Cov}_{h \ne g}(t_{hd}, s_{hd})}{\sum_d \mathrm{Var}_{h \ne g}(s_{hd})}
 
-    t is the gradient that sticks the landing and s the score, of up to 16 groups of units, d runs over parameters.
+    t is the gradient that sticks the landing and s the score, each of a group of units; there are up to 16 groups. d
+    runs over the parameters of p, or over all leaves of its graph where these are not known.
 
     Args:
         sample: (units, points, \*batch, \*event), with its graph.
-        parameters: the tensors p is made of. Where each begins with the first ``batch_dims`` dimensions of the batch,
-            every element of these has a coefficient of its own; else there is one for all. None given: all leaves.
+        batch_dims: where each parameter begins with so many dimensions of the batch, every element of these has a
+            coefficient of its own; else there is one for all.
     Returns: coefficients without a graph that broadcast to (units, points, \*batch); ``None`` where p wants no
         gradient.
     """
-    _, _, landing = sticking_the_landing(p, q, sample, "adaptive")
-    score = log_prob(p, sample.detach())
+    _, _, landing = sticking_the_landing(pair, sample, "adaptive")
+    score = pair.log_p(sample.detach())
     if not score.requires_grad:
         return None
-    parameters = list(parameters) or leaves_of(score)
+    parameters = pair.parameters or leaves_of(score)
     units, batch = len(score), score.shape[2:]
     own = batch[:batch_dims]
     if not all(t.shape[:batch_dims] == own for t in parameters):
         own = torch.Size()
     groups = min(units, _GROUPS)
-    of_group = [units * g // groups for g in range(groups + 1)]
+    ends = list(itertools.pairwise(units * g // groups for g in range(groups + 1)))
 
-    def gradient(terms: Tensor, start: int = 0, stop: int = units) -> Tensor:
+    def gradient(terms: Tensor) -> Tensor:
+        r"""Of the sum of the terms, (\*own, parameters)."""
         found = torch.autograd.grad(
-            terms[start:stop].sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            terms.sum(), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return torch.cat(
-            [g.flatten(len(own)).double() if g.ndim > len(own) else g[..., None].double() for g in found], -1
-        )
+        flat = [g.flatten(len(own)) if g.ndim > len(own) else g[..., None] for g in found]
+        return torch.cat([g.double() for g in flat], -1)
 
-    t_all, s_all = gradient(landing), gradient(score)
-    t_s: list[Tensor] = []
-    s_s: list[Tensor] = []
-    t_rest_s_rest: list[Tensor] = []
-    s_rest_s_rest: list[Tensor] = []
-    for start, stop in itertools.pairwise(of_group):
-        t, s = gradient(landing, start, stop), gradient(score, start, stop)
-        for products, left, right in (
-            (t_s, t, s),
-            (s_s, s, s),
-            (t_rest_s_rest, t_all - t, s_all - s),
-            (s_rest_s_rest, s_all - s, s_all - s),
-        ):
-            products.append((left * right).sum(-1))
-    covariance, variance = (
-        sum(each) - torch.stack(each) - torch.stack(of_rest) / (groups - 1)
-        for each, of_rest in ((t_s, t_rest_s_rest), (s_s, s_rest_s_rest))
-    )
+    all_t, all_s = gradient(landing), gradient(score)
+    t_s, s_s, t_s_of_others, s_s_of_others = [], [], [], []
+    for start, stop in ends:  # of each group four numbers: the gradients themselves may be as large as the network
+        t, s = gradient(landing[start:stop]), gradient(score[start:stop])
+        t_s.append((t * s).sum(-1))
+        s_s.append((s * s).sum(-1))
+        t_s_of_others.append(((all_t - t) * (all_s - s)).sum(-1))
+        s_s_of_others.append(((all_s - s) * (all_s - s)).sum(-1))
+    covariance, variance = _without_own(t_s, t_s_of_others), _without_own(s_s, s_s_of_others)
     coefficients = torch.where(variance > 0, -covariance / variance, 0.0).nan_to_num(0.0).clamp(0, 1)
-    sizes = torch.tensor([stop - start for start, stop in itertools.pairwise(of_group)], device=score.device)
+    sizes = torch.tensor([stop - start for start, stop in ends], device=score.device)
     coefficients = coefficients.repeat_interleave(sizes, 0, output_size=units).to(score.dtype)
     return coefficients.reshape(units, 1, *own, *[1] * (len(batch) - len(own)))
+
+
+def _without_own(products: list[Tensor], of_sums: list[Tensor]) -> Tensor:
+    r"""For each group g, a multiple of the covariance among the G - 1 others.
+
+    .. math:: \sum_{h \ne g} t_h s_h - \frac{\left(\sum_{h \ne g} t_h\right)\left(\sum_{h \ne g} s_h\right)}{G - 1}
+
+    Args:
+        products: :math:`t_g s_g` of each group.
+        of_sums: the product of the two sums over its others.
+    """
+    return sum(products) - torch.stack(products) - torch.stack(of_sums) / (len(products) - 1)
 
 
 def leaves_of(output: Tensor) -> list[Tensor]:

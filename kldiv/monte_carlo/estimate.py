@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,12 +10,22 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
-from kldiv.distributions import by_dimension, check_measures, in_wide, materialise, parameter_dtype, parameters_of
+from kldiv.distributions import Pair, check_distributions, materialise
 from kldiv.monte_carlo.adaptive import fit_coefficients
-from kldiv.monte_carlo.estimators import GRADIENTS, UNITS_NEEDED, VALUES, check_choice, evaluate, with_gradient
-from kldiv.monte_carlo.moments import Moments, variances_or_none
-from kldiv.monte_carlo.samplers import SAMPLERS, Draws, GivenDraws, noise_of
-from kldiv.numerics import check_broadcast, sum_rightmost
+from kldiv.monte_carlo.estimators import (
+    GRADIENTS,
+    UNITS_NEEDED,
+    VALUES,
+    Gradient,
+    Plan,
+    Value,
+    check_choice,
+    evaluate,
+    with_gradient,
+)
+from kldiv.monte_carlo.moments import Moments, Variances, variances_of_k3
+from kldiv.monte_carlo.samplers import SAMPLERS, Draws, GivenDraws, Sampler, noise_of
+from kldiv.numerics import check_broadcast
 
 __all__ = [
     "KLEstimate",
@@ -44,9 +53,9 @@ def estimate_kl(
     q: Distribution,
     num_samples: int = 64,
     *,
-    value: str = "k1",
-    gradient: str = "pathwise",
-    sampler: str = "iid",
+    value: Value = "k1",
+    gradient: Gradient = "pathwise",
+    sampler: Sampler = "iid",
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
 ) -> KLEstimate:
@@ -115,24 +124,19 @@ def estimate_kl(
     >>> estimate_kl(normal, torch.distributions.Laplace(0.0, 1.0)).value.shape
     torch.Size([3])
     """
-    for name, given in (("p", p), ("q", q)):
-        if isinstance(given, torch.nn.Module):
-            raise TypeError(f"{name} is a {type(given).__name__}, a module: call it, and pass what it returns")
-        if not isinstance(given, Distribution):
-            raise TypeError(f"estimate_kl(p, q) takes two distributions, and {name} is a {type(given).__name__}")
+    check_distributions("Write it as a distribution: kldiv.DiagonalNormal(mean, log_var)", p=p, q=q)
     check_options(num_samples, value, gradient, sampler)
     check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
     if p.event_shape != q.event_shape:
         raise ValueError(f"p has the event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}: it must be one")
     batch_dims = max(len(p.batch_shape), len(q.batch_shape))
-    parameters, dtype = parameters_of(p), torch.promote_types(parameter_dtype(p), parameter_dtype(q))
-    check_measures(p, q)
-    p, q = by_dimension(*in_wide(p, q))
-    shape = check_broadcast(p=p.batch_shape, q=q.batch_shape)
+    pair = Pair.of(p, q).by_dimension()
+    shape = check_broadcast(p=pair.p.batch_shape, q=pair.q.batch_shape)
+    plan = Plan(value, gradient, chunk_size, batch_dims, event_dims=len(shape) - batch_dims)
     with noise_of(generator):
-        draws = Draws(p, shape, num_samples, sampler, with_gradient=gradient != "score")
-        found = average(draws, q, value, gradient, chunk_size, parameters, batch_dims, len(shape) - batch_dims)
-    return KLEstimate(*(each.to(dtype) for each in found))
+        draws = Draws(pair.p, shape, num_samples, sampler, with_gradient=gradient != "score")
+        found = average(pair, draws, plan)
+    return KLEstimate(*(each.to(pair.dtype) for each in found))
 
 
 def check_options(num_samples: int, value: str, gradient: str, sampler: str) -> None:
@@ -148,75 +152,68 @@ def check_options(num_samples: int, value: str, gradient: str, sampler: str) -> 
             raise ValueError(f"{name}={option!r} is none of {', '.join(map(repr, known))}")
 
 
-def average(
-    draws: Draws,
-    q: Distribution,
-    value: str,
-    gradient: str,
-    chunk_size: int | None = None,
-    parameters: Sequence[Tensor] = (),
-    batch_dims: int = 1,
-    event_dims: int = 0,
-    with_error: bool = True,
-) -> KLEstimate:
-    r"""The mean over all draws, chunk by chunk, the last ``event_dims`` of the batch summed.
+def average(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:
+    r"""The mean over all draws of p, (\*batch) without the dimensions of an event, and its standard error."""
+    check_choice(pair, draws, plan.gradient)
+    chunks = _chunks(draws, plan)
+    return _at_once(pair, draws, plan) if len(chunks) == 1 else _by_chunks(pair, draws, plan, chunks)
 
-    Args:
-        with_error: whether the standard error is wanted; it is NaN where not.
-        parameters, batch_dims: what ``"adaptive"`` takes gradients in, and how many dimensions of the batch are
-            problems of their own to it.
-    """
-    given = isinstance(draws, GivenDraws)
-    check_choice(draws.p, gradient, draws.sampler, draws.units, given)
-    fits = gradient == "adaptive" and torch.is_grad_enabled()
 
-    def evaluated(sample: Tensor, coefficients: Tensor | None) -> tuple[Tensor, Tensor]:
-        values, surrogate = evaluate(draws.p, q, sample, value, gradient, coefficients)
-        return sum_rightmost(values, event_dims), sum_rightmost(surrogate, event_dims)
-
-    def fitted(sample: Tensor) -> Tensor | None:
-        return fit_coefficients(draws.p, q, sample, parameters, batch_dims) if fits else None
-
-    chunks = _chunks(draws, gradient, chunk_size)
+def _at_once(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:
+    sample = draws()
+    values, surrogate = evaluate(pair, sample, plan, _coefficients(pair, sample, plan))
+    if not plan.with_error:
+        return KLEstimate(with_gradient(values.mean(0), surrogate), torch.full_like(surrogate, torch.nan))
     moments = Moments()
-    look_at_tails = with_error and value == "k3" and draws.units > 1
-    whole, seen = torch.zeros(()), torch.zeros(())
-    if len(chunks) == 1:
-        sample = draws()
-        values, surrogate = evaluated(sample, fitted(sample))
-        if not with_error:
-            return KLEstimate(with_gradient(values.mean(0), surrogate), torch.full_like(surrogate, torch.nan))
-        moments.add(values)
-        if look_at_tails:
-            whole, seen = variances_or_none(draws.p, q, sample, event_dims)
-        return KLEstimate(with_gradient(moments.mean, surrogate), moments.standard_error(whole, seen))
+    moments.add(values)
+    variances = variances_of_k3(pair, sample, plan.event_dims) if _looks_at_tails(plan, draws) else None
+    error = moments.standard_error(variances)
+    return KLEstimate(with_gradient(moments.mean, surrogate), error)
 
-    for distribution in (draws.p, q):
+
+def _by_chunks(pair: Pair, draws: Draws, plan: Plan, chunks: list[tuple[int, int]]) -> KLEstimate:
+    """Each chunk is drawn and evaluated again in the backward pass, so that memory does not grow with their number."""
+    for distribution in (pair.p, pair.q):
         materialise(distribution)
-    surrogate = torch.zeros(())
-    of_scrambles = torch.zeros(())
+    moments = Moments()
+    surrogate, of_scrambles, whole, seen = (torch.zeros(()) for _ in range(4))
+    tails_are_known = _looks_at_tails(plan, draws)
     for start, stop in chunks:
-        seed = None if given else int(torch.randint(2**62, ()))
-        again = functools.partial(_drawn, draws, start, stop, seed)
+        seed = None if isinstance(draws, GivenDraws) else int(torch.randint(2**62, ()))
+        draw = functools.partial(_drawn, draws, start, stop, seed)
         # fitted outside of the checkpoint: backward passes inside would compute it again, each of them
-        coefficients = fitted(again())
+        coefficients = _coefficients(pair, draw(), plan)
         values, of_chunk = checkpoint(
-            lambda again=again, coefficients=coefficients: evaluated(again(), coefficients),
+            lambda draw=draw, coefficients=coefficients: evaluate(pair, draw(), plan, coefficients),
             use_reentrant=False,
             preserve_rng_state=False,
         )
         share = (stop - start) / draws.length
-        if look_at_tails:
-            of_both, of_p = variances_or_none(draws.p, q, again(), event_dims)
-            whole, seen = whole + share * of_both, seen + share * of_p
         surrogate = surrogate + share * of_chunk
-        if draws.sampler == "sobol":
+        if draws.sampler == "sobol":  # a chunk has some of the points of every scramble
             of_scrambles = of_scrambles + share * values
         else:
             moments.add(values)
+        if tails_are_known:
+            variances = variances_of_k3(pair, draw(), plan.event_dims)
+            tails_are_known = variances is not None
+            if variances is not None:
+                whole, seen = whole + share * variances.whole, seen + share * variances.seen
     if draws.sampler == "sobol":
         moments.add(of_scrambles)
-    return KLEstimate(with_gradient(moments.mean, surrogate), moments.standard_error(whole, seen))
+    error = moments.standard_error(Variances(whole, seen) if tails_are_known else None)
+    return KLEstimate(with_gradient(moments.mean, surrogate), error)
+
+
+def _coefficients(pair: Pair, sample: Tensor, plan: Plan) -> Tensor | None:
+    """Those of ``"adaptive"``, where there is a gradient."""
+    fits = plan.gradient == "adaptive" and torch.is_grad_enabled()
+    return fit_coefficients(pair, sample, plan.batch_dims) if fits else None
+
+
+def _looks_at_tails(plan: Plan, draws: Draws) -> bool:
+    """Whether samples of p may have missed most of the variance: those of k3, in the tails of p."""
+    return plan.with_error and plan.value == "k3" and draws.units > 1
 
 
 def _drawn(draws: Draws, start: int, stop: int, seed: int | None) -> Tensor:
@@ -224,8 +221,9 @@ def _drawn(draws: Draws, start: int, stop: int, seed: int | None) -> Tensor:
         return draws(start, stop)
 
 
-def _chunks(draws: Draws, gradient: str, chunk_size: int | None) -> list[tuple[int, int]]:
+def _chunks(draws: Draws, plan: Plan) -> list[tuple[int, int]]:
     """Where each chunk starts and ends, in what :attr:`Draws.length` counts: equal ones with the units they need."""
+    chunk_size = plan.chunk_size
     if chunk_size is None:
         if torch._C._functorch.peek_interpreter_stack() is not None:  # checkpoints know nothing of vmap and jvp
             return [(0, draws.length)]
@@ -234,7 +232,7 @@ def _chunks(draws: Draws, gradient: str, chunk_size: int | None) -> list[tuple[i
     elif chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: at least one draw at a time")
     draws_each = draws.num_samples // draws.length
-    least = 1 if draws.sampler == "sobol" else UNITS_NEEDED[gradient]
+    least = 1 if draws.sampler == "sobol" else UNITS_NEEDED[plan.gradient]
     count = -(-draws.length // max(chunk_size // draws_each, least))
     count = max(min(count, draws.length // least), 1)
     ends = [draws.length * k // count for k in range(count + 1)]

@@ -1,4 +1,4 @@
-"""What is made of samples: a value, and a surrogate whose gradient estimates that of the divergence.
+"""Estimators of the KL divergence from samples: of its value, and of its gradient by a surrogate.
 
 The two are chosen apart. With samples x of p and the log-ratio l = ln p(x) - ln q(x), the value is a mean of some
 function of l and is never differentiated; the gradient is that of the mean of
@@ -10,19 +10,23 @@ term takes off the score, whose mean is zero. No parameter need be detached, so 
 """
 
 from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from kldiv.distributions import has_moving_support, log_prob
-from kldiv.monte_carlo.samplers import has_pathwise_gradient
-from kldiv.numerics import expm1mx
+from kldiv.distributions import Pair, has_moving_support
+from kldiv.monte_carlo.samplers import Draws, GivenDraws, has_pathwise_gradient
+from kldiv.numerics import expm1mx, sum_rightmost
 
 __all__ = [
     "GRADIENTS",
     "UNITS_NEEDED",
     "VALUES",
+    "Gradient",
+    "Plan",
+    "Value",
     "adaptive",
     "analytic_entropy",
     "check_choice",
@@ -37,8 +41,26 @@ __all__ = [
     "with_gradient",
 ]
 
+Value = Literal["k1", "k2", "k3", "analytic_entropy"]
+Gradient = Literal["pathwise", "sticking_the_landing", "score", "adaptive"]
 
-# --- values: of the log-ratio l = ln p(x) - ln q(x), ln q(x) and p
+
+class Plan(NamedTuple):
+    """How an estimate is made of samples."""
+
+    value: Value
+    gradient: Gradient
+    chunk_size: int | None = None
+    """How many draws are evaluated at once; ``None``: as many as memory should hold."""
+    batch_dims: int = 1
+    """Leading dimensions of the batch, each element of which has coefficients of its own in ``"adaptive"``."""
+    event_dims: int = 0
+    """Trailing dimensions of the batch that are independent dimensions of one event: they are summed."""
+    with_error: bool = True
+    """Whether the standard error is wanted; it is NaN where not."""
+
+
+# --- values: functions of the log-ratio l = ln p(x) - ln q(x), of ln q(x), and of p
 
 
 def k1(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
@@ -68,7 +90,7 @@ def k3(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
 
     Bias: none where p has mass wherever q has. Non-negative: yes, sample by sample. Variance: infinite once E_p r^2 is:
     for normal distributions when the variance of p in some direction is at most half of q's (a posterior of variance
-    below one half, and the standard normal prior), and then the mean comes out too small nearly always.
+    below one half, and the standard normal prior), and then the mean is nearly always too small.
 
     Source: Schulman 2020.
     """
@@ -104,7 +126,7 @@ VALUES: dict[str, Callable[[Tensor, Tensor, Distribution], Tensor]] = {
 # --- gradients: unbiased, for both p and q, whatever the value
 
 
-def pathwise(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pathwise(pair: Pair, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Through the samples: the derivative of ln p(x) - ln q(x), x = x(parameters of p, noise).
 
     Unbiased. Variance: does not vanish at p = q, where the score, of mean zero, remains; the choice where the posterior
@@ -112,13 +134,13 @@ def pathwise(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, 
 
     Source: Kingma & Welling 2014, eq. 6; Rezende, Mohamed & Wierstra 2014.
     """
-    log_p, log_q = log_prob(p, sample), log_prob(q, sample)
-    _check_sample_gradient(p, log_p, sample, "pathwise")
+    log_p, log_q = pair.log_p(sample), pair.log_q(sample)
+    _check_sample_gradient(pair.p, log_p, sample, "pathwise")
     return log_p, log_q, log_p - log_q
 
 
 def sticking_the_landing(
-    p: Distribution, q: Distribution, sample: Tensor, called: str = "sticking_the_landing"
+    pair: Pair, sample: Tensor, called: Gradient = "sticking_the_landing"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pathwise without the score, d ln p / d parameters at fixed x: parameters reach p only through the samples.
 
@@ -127,15 +149,13 @@ def sticking_the_landing(
 
     Source: Roeder, Wu & Duvenaud 2017.
     """
-    log_p, log_q = log_prob(p, sample), log_prob(q, sample)
-    log_p_fixed = log_prob(p, sample.detach())
-    _check_sample_gradient(p, log_p_fixed, sample, called)
+    log_p, log_q = pair.log_p(sample), pair.log_q(sample)
+    log_p_fixed = pair.log_p(sample.detach())
+    _check_sample_gradient(pair.p, log_p_fixed, sample, called)
     return log_p, log_q, log_p - log_p_fixed - log_q
 
 
-def adaptive(
-    p: Distribution, q: Distribution, sample: Tensor, coefficients: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def adaptive(pair: Pair, sample: Tensor, coefficients: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Pathwise and sticking-the-landing mixed, with the coefficient between 0 and 1 that makes the variance least.
 
     Each unit's coefficient is fitted on the other units, by :func:`fit_coefficients`, so that it is
@@ -145,13 +165,13 @@ def adaptive(
 
     Source: Geffner & Domke 2018 (control variates); Roeder et al. 2017 and Kingma & Welling 2014 for the two.
     """
-    log_p, log_q, landing = sticking_the_landing(p, q, sample, "adaptive")
+    log_p, log_q, landing = sticking_the_landing(pair, sample, "adaptive")
     if coefficients is not None:
-        landing = landing + coefficients * log_prob(p, sample.detach())
+        landing = landing + coefficients * pair.log_p(sample.detach())
     return log_p, log_q, landing
 
 
-def score(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def score(pair: Pair, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The score-function gradient, (l - baseline) d ln p(x), x fixed: for distributions without ``rsample``.
 
     The baseline of a unit is the mean of l over all other units; an antithetic pair is left out as a whole, for leaving
@@ -161,7 +181,7 @@ def score(p: Distribution, q: Distribution, sample: Tensor) -> tuple[Tensor, Ten
     Source: Williams 1992; Kool, van Hoof & Welling 2019 (leave-one-out baseline).
     """
     sample = sample.detach()
-    log_p, log_q = log_prob(p, sample), log_prob(q, sample)
+    log_p, log_q = pair.log_p(sample), pair.log_q(sample)
     log_ratio = (log_p - log_q).detach()
     of_units = log_ratio.mean(1, keepdim=True)
     units = len(of_units)
@@ -175,12 +195,13 @@ GRADIENTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
     "score": score,
     "adaptive": adaptive,
 }
+"""Each gives ln p and ln q of the samples and, for each sample, a surrogate with the gradient that is wanted."""
 UNITS_NEEDED = {"pathwise": 1, "sticking_the_landing": 1, "score": 2, "adaptive": 3}
 
 _WITH_OTHERS = {"score": "takes its baseline from the other", "adaptive": "fits its coefficient on the other"}
 
 
-def check_scramble(gradient: str) -> None:
+def check_scramble(gradient: Gradient) -> None:
     """Raises: ValueError: a gradient that needs more than the dependent points of one Sobol scramble."""
     if (needed := UNITS_NEEDED[gradient]) > 1:
         raise ValueError(
@@ -189,55 +210,55 @@ def check_scramble(gradient: str) -> None:
         )
 
 
-def check_choice(p: Distribution, gradient: str, sampler: str, units: int, given: bool = False) -> None:
-    """Whether the gradient of p can be right with so many independent units, which may be a sample that was given.
+def check_choice(pair: Pair, draws: Draws, gradient: Gradient) -> None:
+    """Whether the gradient can be right with so many independent units, and with this p.
 
     Raises: ValueError: it cannot; the message says why and what would do.
     """
-    if gradient != "pathwise" and torch.is_grad_enabled() and has_moving_support(p):
+    p = pair.p
+    if gradient != "pathwise" and torch.is_grad_enabled() and has_moving_support(p, pair.p_can_be_copied):
         raise ValueError(
             f"the support of {type(p).__name__} moves with its parameters, so the mean of its score is not zero, and "
             f"gradient={gradient!r} would be biased. gradient='pathwise' would do"
         )
     needed = UNITS_NEEDED[gradient]
-    if units >= needed:
+    if draws.units >= needed:
         return
-    if units == 0:
+    if draws.units == 0:
         raise ValueError("the sample has 0 draws: its leading dimensions are their number")
-    what = _WITH_OTHERS[gradient]
-    if sampler == "sobol":
+    if draws.sampler == "sobol":
         check_scramble(gradient)
-    unit, size = ("antithetic pairs", 2) if sampler == "antithetic" else ("draws", 1)
+    unit, size = ("antithetic pairs", 2) if draws.sampler == "antithetic" else ("draws", 1)
+    given = isinstance(draws, GivenDraws)
     more = f"A sample of shape ({needed}, ...)" if given else f"num_samples={needed * size}"
     raise ValueError(
-        f"gradient={gradient!r} {what} {unit} and needs at least {needed} of them; here are {units}. {more} would do"
-        + (", or gradient='pathwise'" if has_pathwise_gradient(p) else "")
+        f"gradient={gradient!r} {_WITH_OTHERS[gradient]} {unit} and needs at least {needed} of them; here are "
+        f"{draws.units}. {more} would do" + (", or gradient='pathwise'" if has_pathwise_gradient(p) else "")
     )
 
 
-def evaluate(
-    p: Distribution, q: Distribution, sample: Tensor, value: str, gradient: str, coefficients: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def evaluate(pair: Pair, sample: Tensor, plan: Plan, coefficients: Tensor | None) -> tuple[Tensor, Tensor]:
     r"""Values and surrogates of samples (units, points, \*batch, \*event), with the coefficients of ``"adaptive"``.
 
-    Returns: each unit's mean value (units, \*batch), without a graph, and the mean surrogate (\*batch).
+    Returns: each unit's mean value (units, \*batch), without a graph, and the mean surrogate (\*batch), both with the
+        dimensions of an event summed.
     """
-    options = {} if coefficients is None else {"coefficients": coefficients}
-    log_p, log_q, surrogate = GRADIENTS[gradient](p, q, sample, **options)
+    options: dict[str, Any] = {} if coefficients is None else {"coefficients": coefficients}
+    log_p, log_q, surrogate = GRADIENTS[plan.gradient](pair, sample, **options)
     with torch.no_grad():
-        values = VALUES[value](log_p - log_q, log_q, p).mean(1)
-    return values, surrogate.mean((0, 1))
+        values = VALUES[plan.value](log_p - log_q, log_q, pair.p).mean(1)
+    return sum_rightmost(values, plan.event_dims), sum_rightmost(surrogate.mean((0, 1)), plan.event_dims)
 
 
 def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
     """The value, with the gradient of the surrogate."""
     if not surrogate.requires_grad:
         return value
-    # at an infinite surrogate the difference would be NaN
+    # inf - inf is NaN
     return value + torch.where(surrogate.isfinite(), surrogate - surrogate.detach(), 0.0)
 
 
-def _check_sample_gradient(p: Distribution, log_p: Tensor, sample: Tensor, gradient: str) -> None:
+def _check_sample_gradient(p: Distribution, log_p: Tensor, sample: Tensor, gradient: Gradient) -> None:
     if not torch.is_grad_enabled() or not log_p.requires_grad:
         return
     if not has_pathwise_gradient(p):

@@ -1,9 +1,9 @@
-"""Samples by noise that is spread evenly: antithetic pairs and scrambled Sobol points."""
+"""Samplers: independent draws, antithetic pairs and scrambled Sobol points, as maps of uniform noise."""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "Draws",
     "GivenDraws",
     "NoiseMap",
+    "Sampler",
     "check_num_samples",
     "has_pathwise_gradient",
     "noise_map",
@@ -32,18 +33,20 @@ __all__ = [
 ]
 
 
-SAMPLERS = ("iid", "antithetic", "sobol")
+Sampler = Literal["iid", "antithetic", "sobol"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SCRAMBLES = 8
-"""Independent ones where a standard error is wanted: fewer give intervals that under-cover, more waste points."""
+"""Independent scrambles behind a standard error: with fewer its intervals cover too little, more waste points."""
 
-_BITS = 30  # of torch's Sobol points
+_BITS = 30
+"""Of a point of torch's Sobol engine."""
 
 
 class NoiseMap(NamedTuple):
     r"""How uniform noise becomes a sample: :math:`x = g_\theta(u), u \sim U(0, 1)^k`."""
 
     noise_shape: torch.Size
-    """Of one event's noise."""
+    """The shape of the noise of one event."""
     sample: Callable[[Tensor], Tensor]
     r"""From noise (\*samples, \*batch, \*noise_shape) to samples (\*samples, \*batch, \*event)."""
 
@@ -98,14 +101,14 @@ def noise_map(p: Any) -> NoiseMap | None:
 
 
 def _draws_as(p: Any, kind: type[Distribution]) -> bool:
-    # a subclass that draws in a way of its own is not what its parameters say
+    # a subclass may draw in a way of its own, which its parameters do not tell
     return isinstance(p, kind) and type(p).rsample is kind.rsample and type(p).sample is kind.sample
 
 
 def _has_icdf(kind: type[Distribution]) -> bool:
     if kind.icdf in (Distribution.icdf, TransformedDistribution.icdf):
         return False
-    # nor is one that draws in another way than it inherited its icdf for
+    # an icdf that was inherited says nothing of a subclass that draws in another way
     defined_by = {name: next(c for c in kind.__mro__ if name in vars(c)) for name in ("icdf", "rsample", "sample")}
     return all(issubclass(defined_by["icdf"], defined_by[name]) for name in ("rsample", "sample"))
 
@@ -133,7 +136,7 @@ class Draws:
         sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``.
         scrambles: of the Sobol net.
         with_gradient: whether samples carry a gradient, where p can give one.
-    Raises: ValueError: a p to whose noise nobody has the map, and a ``num_samples`` that does not fit the units.
+    Raises: ValueError: a p without a known :func:`noise_map`; a ``num_samples`` that is no whole number of units.
     Source: Owen 1995 (scrambling), L'Ecuyer & Lemieux 2002 (digital shifts); antithetic: Hammersley & Morton 1956.
     """
 
@@ -142,7 +145,7 @@ class Draws:
         p: Distribution,
         batch_shape: torch.Size,
         num_samples: int,
-        sampler: str,
+        sampler: Sampler,
         scrambles: int = SCRAMBLES,
         with_gradient: bool = True,
     ) -> None:
@@ -174,11 +177,11 @@ class Draws:
 
     @property
     def length(self) -> int:
-        """What chunks are cut of: units, or the points of every scramble."""
+        """How many pieces chunks are cut from: units, or for Sobol the points of each scramble."""
         return self.points if self.sampler == "sobol" else self.units
 
     def __call__(self, start: int = 0, stop: int | None = None) -> Tensor:
-        r"""Samples (units, points, \*batch, \*event), those from ``start`` to ``stop`` of :attr:`length`."""
+        r"""Samples (units, points, \*batch, \*event), from the pieces ``start`` to ``stop`` of :attr:`length`."""
         stop = self.length if stop is None else stop
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.with_gradient):
             if self.sampler == "iid":
@@ -193,12 +196,12 @@ class Draws:
                 net = net.reshape(*net.shape[:2], *[1] * len(self.batch_shape), net.shape[-1])
                 u = ((net ^ self.shift) + 0.5) / 2**_BITS
                 u = u.reshape(*u.shape[:-1], *self.noise.noise_shape)
-            # the ends of the interval are infinite in many a distribution, and 2^-24 is what float32 tells from 1
+            # at 0 and 1 many a distribution is infinite; 1 - 2^-24 is the last float32 below 1
             return self.noise.sample(u.clamp(2**-24, 1 - 2**-24))
 
 
 class GivenDraws(Draws):
-    r"""Samples (\*samples, \*batch, \*event) that are there already, taken to be independent."""
+    r"""Samples (\*samples, \*batch, \*event) that were given, taken to be independent."""
 
     def __init__(self, p: Distribution, sample: Tensor) -> None:
         self.p, self.batch_shape, self.sampler = p, p.batch_shape, "iid"
@@ -211,7 +214,7 @@ class GivenDraws(Draws):
         return self.sample[start:stop]
 
 
-def check_num_samples(num_samples: int, sampler: str, scrambles: int) -> None:
+def check_num_samples(num_samples: int, sampler: Sampler, scrambles: int) -> None:
     """Raises: ValueError: a number of samples that is not a whole number of units."""
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples}: at least one sample is needed")
@@ -245,12 +248,12 @@ def _device_of(distribution: Distribution) -> torch.device:
 def _draw(
     draw: Callable[[torch.Size], Tensor], sample_shape: torch.Size, p: Distribution, batch_shape: torch.Size
 ) -> Tensor:
-    """Independent samples (*sample_shape, *batch_shape, *event), without asking p to expand: not every one can."""
+    """Independent samples (*sample_shape, *batch_shape, *event). p is not expanded: not every distribution can be."""
     own = p.batch_shape
     if own == batch_shape:
         return draw(sample_shape)
     lead = len(batch_shape) - len(own)
-    # dimensions of size 1 that broadcast: as many more samples, put in their place
+    # where a dimension of size 1 broadcasts, further samples take its place
     ones = [i for i, size in enumerate(own) if size != batch_shape[lead + i]]
     more = torch.Size([*batch_shape[:lead], *(batch_shape[lead + i] for i in ones)])
     sample = draw(sample_shape + more)
@@ -261,7 +264,7 @@ def _draw(
 
 
 def has_pathwise_gradient(p: Distribution) -> bool:
-    """Whether gradients go through samples. A relaxed or straight-through ``rsample`` is no sample of p, and biased."""
+    """Whether gradients go through samples. Relaxed and straight-through samples are not samples of p: biased."""
     if not p.has_rsample or isinstance(p, GumbelSoftmax):
         return False
     base = getattr(p, "base_dist", None)
@@ -270,16 +273,19 @@ def has_pathwise_gradient(p: Distribution) -> bool:
 
 @contextlib.contextmanager
 def noise_of(source: torch.Generator | int | None) -> Iterator[None]:
-    """Noise from a generator or a seed, the global random states left alone; ``None``: from these."""
+    """A context whose noise comes from a generator or a seed, and which leaves the global random states alone.
+
+    ``None``: the noise comes from the global generators.
+    """
     if source is None:
         yield
         return
-    # distributions draw from the global generators: those are lent a seed, and put back
+    # distributions draw from the global generators, which are seeded here and restored at the end
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         if isinstance(source, torch.Generator):
             source = int(torch.randint(2**62, (), generator=source, device=source.device))
-        # not torch.manual_seed, which would seed what is not put back
+        # torch.manual_seed would also seed generators that are not restored
         torch.default_generator.manual_seed(source)
         if devices:
             torch.cuda.manual_seed_all(source)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from kldiv.distributions import in_double, inside, support_of, without_common_transforms
+from kldiv.distributions import check_distributions, in_double, inside, support_of, without_common_transforms
 from kldiv.numerics import check_broadcast, expm1mx
 from kldiv.quadrature.centers import along, centers_of, expanded, in_vmap, sample_quantiles
 from kldiv.quadrature.rays import Panels, Rays
@@ -88,12 +88,8 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
     return torch.where(infinite, math.inf, value).to(dtype)
 
 
-def _check(name: str, given: object) -> None:
-    if not isinstance(given, Distribution):
-        raise TypeError(
-            f"kl_quadrature(p, q) takes two distributions, and {name} is a {type(given).__name__}. Wrap parameters: "
-            "torch.distributions.Normal(mean, stddev)"
-        )
+def _check(name: str, given: Distribution) -> None:
+    check_distributions("Wrap parameters: torch.distributions.Normal(mean, stddev)", **{name: given})
     kind = type(given).__name__
     try:
         support: Any = given.support

@@ -32,7 +32,7 @@ from torch.distributions import (
 
 from kldiv import DiagonalNormal, DiagonalNormalMixture, MonteCarloKLLoss, estimate_kl, kl_divergence
 from kldiv.distributions.density import log_prob
-from kldiv.distributions.precision import is_ours
+from kldiv.distributions.precision import can_be_copied
 from kldiv.distributions.support import has_moving_support
 
 
@@ -152,7 +152,7 @@ class TestChoices:
             Normal(a, a), Exponential(a), Gamma(a, a), Beta(a, a), LogNormal(a, a), HalfNormal(a), Gumbel(a, a),
             Weibull(a, a), Kumaraswamy(a, a), VonMises(a, a), Poisson(a), Bernoulli(logits=a), DiagonalNormal(a, a),
         ):  # fmt: skip
-            assert not has_moving_support(p)
+            assert not has_moving_support(p, can_be_copied(p))
 
     def test_a_straight_through_sample_is_no_pathwise_gradient(self):
         logits = torch.tensor([1.0, 0.0, -1.0]).repeat(5000, 1).requires_grad_()
@@ -229,27 +229,27 @@ class TestOtherPackages:
         posterior = zuko.flows.MAF(3, 4, transforms=1, hidden_features=[8]).bfloat16()
         prior = zuko.flows.MAF(3, transforms=1, hidden_features=[8]).bfloat16()
         p = posterior(torch.randn(2, 4).bfloat16())
-        assert not is_ours(p)
+        assert not can_be_copied(p)
         for value in ("k1", "k3"):
             estimate = estimate_kl(p, prior(), value=value)
             assert estimate.value.dtype == estimate.standard_error.dtype == torch.float32
             assert estimate.value.isfinite().all()
 
-    def test_what_is_ours(self):
+    def test_what_can_be_copied(self):
         components = DiagonalNormal(torch.zeros(2, 3), torch.zeros(2, 3))
-        assert is_ours(Independent(Weibull(torch.ones(3), 1.0), 1))
-        assert is_ours(DiagonalNormalMixture(Categorical(torch.ones(2)), components))
+        assert can_be_copied(Independent(Weibull(torch.ones(3), 1.0), 1))
+        assert can_be_copied(DiagonalNormalMixture(Categorical(torch.ones(2)), components))
 
         class Mine(Normal):
             pass
 
-        assert not is_ours(Independent(Mine(torch.zeros(3), 1.0), 1))
+        assert not can_be_copied(Independent(Mine(torch.zeros(3), 1.0), 1))
 
 
 def test_densities_off_the_support_are_zero_and_their_gradients_none():
     x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
     for q in (Beta(2.0, 2.0, validate_args=False), TransformedDistribution(Beta(2.0, 2.0), [], validate_args=False)):
-        log = log_prob(q, x)
+        log = log_prob(q, x, can_be_copied(q))
         assert log.isfinite().tolist() == [False, True, False]
         (gradient,) = torch.autograd.grad(log[1], x)
         assert gradient.isfinite().all()
