@@ -54,3 +54,9 @@ def test_what_is_defined_in_public_is_declared(path):
         n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")
     ]
     assert set(defined) <= set(declared)
+
+
+def test_every_public_name_is_documented():
+    root = PACKAGE.parent
+    text = "".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
+    assert [name for name in kldiv.__all__ if f"`{name}" not in text and f"kldiv.{name}" not in text] == []
