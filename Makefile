@@ -1,6 +1,6 @@
 # make train [CONFIG=configs/digits.yaml] [DATA=folder] [ARGS="--trainer.max_epochs 3"]
 # make test | test-all | test-core [PYTEST="tests/test_functional.py -k fifty_digits"]
-# make test-matrix [PYTEST=...]: with every Python from 3.11 to 3.14 that is here, with the oldest and the newest torch
+# make test-matrix [PYTEST=...] [PYTHONS="3.11 3.14"]: with each of these, if it is here, on its oldest and newest torch
 # make lint | make bench [ARGS="--only gaussian"] | make dist | make constraints
 # Each sets up what it needs in .venv, once, with a Python of 3.11 or newer: PYTHON=... names another.
 
@@ -11,11 +11,15 @@ PYTEST ?=
 ARGS ?=
 # constraints-oldest.txt: the oldest versions that are supported, for Python 3.11
 CONSTRAINTS ?= constraints.txt
+# what test-matrix tries
+PYTHONS ?= 3.11 3.12 3.13 3.14
 # processes that share the tests: 0 runs them in one, for a debugger
 WORKERS ?= auto
 
 BIN := $(VENV)/bin
 INSTALL := sh tools/install "$(VENV)" "$(CONSTRAINTS)"
+# what test-matrix tries
+PYTHONS ?= 3.11 3.12 3.13 3.14
 # processes that share the cores take a thread each, or they would wait for one another
 RUN_TESTS := $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 MKL_NUM_THREADS=1) $(BIN)/python -m pytest -n $(WORKERS)
 CHECK_SCHEMA := $(BIN)/check-jsonschema --quiet --default-filetype yaml --builtin-schema
@@ -37,7 +41,7 @@ test-core: $(VENV)/.test
 	@$(BIN)/python -m tests.without_examples $(PYTEST)
 
 test-matrix: $(VENV)/.dev
-	@PATH="$(abspath $(BIN)):$$PATH" MAKE="$(MAKE)" sh tools/test-matrix "$(BIN)/uv"
+	@PATH="$(abspath $(BIN)):$$PATH" MAKE="$(MAKE)" sh tools/test-matrix "$(BIN)/uv" $(PYTHONS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
