@@ -18,8 +18,6 @@ WORKERS ?= auto
 
 BIN := $(VENV)/bin
 INSTALL := sh tools/install "$(VENV)" "$(CONSTRAINTS)"
-# what test-matrix tries
-PYTHONS ?= 3.11 3.12 3.13 3.14
 # processes that share the cores take a thread each, or they would wait for one another
 RUN_TESTS := $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 MKL_NUM_THREADS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CHECK_SCHEMA := $(BIN)/check-jsonschema --quiet --default-filetype yaml --builtin-schema
