@@ -26,7 +26,7 @@ class Controller(Stepped):
         measures: ``"reconstruction"`` or ``"kl"``, what the target is one of.
         lowest, highest: what the weight stays between.
         start: the first weight.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose measurements count; ``None``: the whole world.
     Raises: ValueError: a target that is not finite; bounds that are out of order, or a start that is not within.
     """
 
@@ -34,7 +34,7 @@ class Controller(Stepped):
     target: float | nn.Module
 
     def __init__(
-        self, target: float | nn.Module, measures: str, lowest: float, highest: float, start: float, group: Any
+        self, target: float | nn.Module, measures: str, lowest: float, highest: float, start: float, process_group: Any
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module) and not math.isfinite(target):
@@ -44,7 +44,7 @@ class Controller(Stepped):
         if not lowest <= start <= highest:
             raise ValueError(f"start={start} is not between lowest={lowest} and highest={highest}")
         self.target, self.measures, self.lowest, self.highest = target, measures, lowest, highest
-        self.start, self.group = start, group
+        self.start, self.process_group = start, process_group
         self.register_buffer("weight", torch.tensor(float(start)))
         # sum and number of examples since the last step, which no checkpoint falls between. No buffer: that of rank 0
         # would be broadcast to the others before each forward pass
@@ -68,7 +68,7 @@ class Controller(Stepped):
     def step(self, taken: Tensor | int = 1) -> None:
         """Moves the weight by what was observed since the last step: not at all where ``taken`` is 0 or it is NaN."""
         super().step(taken)
-        total, count = world_sum(self.observed, self.group).unbind()
+        total, count = world_sum(self.observed, self.process_group).unbind()
         self.observed = torch.zeros_like(self.observed)
         mean = total / torch.where(count > 0, count, 1.0)
         moves = (count > 0) & mean.isfinite()
@@ -115,7 +115,7 @@ class GECO(Controller):
         momentum: :math:`\alpha`, in [0, 1), of the moving average; its first value is the first batch's.
         lowest, highest: what the weight stays between; ``lowest`` positive.
         start: the first weight.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose measurements count; ``None``: the whole world.
     Raises: ValueError: an argument out of its range.
     Source: Rezende & Viola 2018, algorithm 1.
 
@@ -136,9 +136,9 @@ class GECO(Controller):
         lowest: float = 1e-4,
         highest: float = 1e4,
         start: float = 1.0,
-        group: Any = None,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(target, "reconstruction", lowest, highest, start, group)
+        super().__init__(target, "reconstruction", lowest, highest, start, process_group)
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rate={rate} must be finite and positive")
         if not 0 <= momentum < 1:
@@ -178,7 +178,7 @@ class PIDController(Controller):
         integral: :math:`K_i`, not negative, per nat and step.
         lowest, highest: what the weight stays between; ``lowest`` is :math:`w_{\min}`.
         start: the first weight: the integral begins at what is left of it. ``None``: ``lowest``.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose measurements count; ``None``: the whole world.
     Raises: ValueError: an argument out of its range.
     Source: Shao et al. 2020 (ControlVAE), algorithm 1; the bounds 0 and 1 for text, 1 and above for disentangling.
 
@@ -199,10 +199,10 @@ class PIDController(Controller):
         lowest: float = 0.0,
         highest: float = 1.0,
         start: float | None = None,
-        group: Any = None,
+        process_group: Any = None,
     ) -> None:
         start = lowest if start is None else start
-        super().__init__(target, "kl", lowest, highest, start, group)
+        super().__init__(target, "kl", lowest, highest, start, process_group)
         for name, value in (("proportional", proportional), ("integral", integral)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value} must be finite and not negative")

@@ -37,7 +37,7 @@ class FreeBits(nn.Module):
         per: ``"dimension"``, ``"group"`` (the latents of one entry of a hierarchical sequence, all there are where
             there is one) or ``"example"`` (the latents of all entries).
         batch_mean: whether the mean over the batch is taken first.
-        group: the process group of the mean; ``None``: the whole world. (A process group, not a latent one.)
+        process_group: the processes whose batches the mean is over; ``None``: the whole world.
     Raises: ValueError: nats that are negative or not finite; an unknown ``per``.
 
     Called with (N, \*latent). Returns the same shape, latent dimensions of size 1 for ``"group"`` and ``"example"``.
@@ -49,13 +49,15 @@ class FreeBits(nn.Module):
             [0.5000, 2.0000]])
     """
 
-    def __init__(self, nats: float, per: str = "dimension", batch_mean: bool = True, *, group: Any = None) -> None:
+    def __init__(
+        self, nats: float, per: str = "dimension", batch_mean: bool = True, *, process_group: Any = None
+    ) -> None:
         super().__init__()
         if not (math.isfinite(nats) and nats >= 0):
             raise ValueError(f"nats={nats} must be finite and not negative")
         if per not in ("dimension", "group", "example"):
             raise ValueError(f"per={per!r} is none of 'dimension', 'group', 'example'")
-        self.nats, self.per, self.batch_mean, self.group = nats, per, batch_mean, group
+        self.nats, self.per, self.batch_mean, self.process_group = nats, per, batch_mean, process_group
 
     @property
     def joins_groups(self) -> bool:
@@ -88,7 +90,7 @@ class Capacity(nn.Module):
     Args:
         nats: C, a number, or a module called without arguments such as ``LinearWarmup(steps=25000, end=25.0)``.
         gain: :math:`\gamma`, positive; times the weight of the ELBO.
-        group: the process group of the mean; ``None``: the whole world.
+        process_group: the processes whose batches the mean is over; ``None``: the whole world.
     Raises: ValueError: a capacity that is negative or not finite; a gain that is not positive.
 
     Called with (N, \*latent). Returns the same with latent dimensions of size 1: one value, expanded over N.
@@ -104,13 +106,13 @@ class Capacity(nn.Module):
     is_of_batch = True
     nats: float | nn.Module
 
-    def __init__(self, nats: float | nn.Module, gain: float, *, group: Any = None) -> None:
+    def __init__(self, nats: float | nn.Module, gain: float, *, process_group: Any = None) -> None:
         super().__init__()
         if not isinstance(nats, nn.Module) and not (math.isfinite(nats) and nats >= 0):
             raise ValueError(f"nats={nats} must be finite and not negative")
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"gain={gain} must be finite and positive")
-        self.nats, self.gain, self.group = nats, gain, group
+        self.nats, self.gain, self.process_group = nats, gain, process_group
 
     def forward(self, kl: Tensor) -> Tensor:
         total = sum_latent(kl).reshape(-1, *[1] * max(kl.ndim - 1, 1))
@@ -160,5 +162,5 @@ def is_of_batch(transform: nn.Module) -> bool:
 
 def _batch_mean(kl: Tensor, transform: nn.Module) -> Tensor:
     if transform.training:
-        return world_mean(kl, transform.group)
+        return world_mean(kl, transform.process_group)
     return kl.sum(0) / max(kl.shape[0], 1)

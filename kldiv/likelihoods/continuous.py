@@ -100,7 +100,7 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         momentum: of the tracked variance, in (0, 1]: it moves by so much of the difference, and in the first batches by
             1/n, a plain mean.
         min_log_var: the logarithm of the least variance, for reconstructions without error.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose batches the variance is of; ``None``: the whole world.
         reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
     Raises: ValueError: output and target of unequal shape; an option out of range. RuntimeError: in eval mode before
         any batch was seen in training mode.
@@ -117,14 +117,19 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
     batches: Tensor
 
     def __init__(
-        self, momentum: float = 0.01, *, min_log_var: float = -20.0, group: Any = None, reduction: str = "batchmean"
+        self,
+        momentum: float = 0.01,
+        *,
+        min_log_var: float = -20.0,
+        process_group: Any = None,
+        reduction: str = "batchmean",
     ) -> None:
         super().__init__(reduction)
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum={momentum} is not in (0, 1]")
         if not math.isfinite(min_log_var):
             raise ValueError(f"min_log_var={min_log_var} is not finite")
-        self.momentum, self.min_log_var, self.group = momentum, min_log_var, group
+        self.momentum, self.min_log_var, self.process_group = momentum, min_log_var, process_group
         self.register_buffer("variance", torch.full((), torch.nan))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self._has_tracked = False  # known without asking the device
@@ -153,7 +158,7 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         if missing is not None:
             squares = squares.masked_fill(missing, 0)
             count = count - missing.expand(squares.shape).sum()
-        total, count = world_sum(torch.stack([squares.sum(), count]), self.group).unbind()
+        total, count = world_sum(torch.stack([squares.sum(), count]), self.process_group).unbind()
         variance = (total / count.clamp(min=1)).clamp(min=math.exp(self.min_log_var))
         with torch.no_grad():
             usable = (count > 0) & variance.isfinite()  # not of a batch that overflowed, nor of padding alone

@@ -58,7 +58,7 @@ def decompose_kl(
     dataset_size: int,
     estimator: str = "stratified",
     all_processes: bool = False,
-    group: Any = None,
+    process_group: Any = None,
 ) -> KLDecomposition:
     r"""ln q(z|x) - ln p(z) of each example's sample as the sum of three parts, in nats.
 
@@ -81,7 +81,7 @@ def decompose_kl(
         estimator: ``"stratified"`` or ``"weighted"``.
         all_processes: whether q(z) is estimated from the batches of all processes, equally large, with gradients
             through the gathering: every process must call.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose batches are gathered; ``None``: the whole world.
     Returns: three tensors (B,). In a batch of one, mutual information and total correlation are 0.
     Raises:
         ValueError: a pair that does not factorise; a sample of another shape than the posterior's; a ``dataset_size``
@@ -112,13 +112,13 @@ def decompose_kl(
         pair, sample = pair._replace(p=posterior), sample.to(dtype)
     else:
         sample = pair.widen(sample.to(dtype))
-    everyone = _gathered(pair.p, group) if all_processes else pair.p
+    everyone = _gathered(pair.p, process_group) if all_processes else pair.p
     rows, batch = posterior.batch_shape[0], everyone.batch_shape[0]
     if dataset_size < batch:
         raise ValueError(
             f"dataset_size={dataset_size} is less than the batch of {batch}: it is the number of training examples"
         )
-    first = world_rank(group) * rows if all_processes else 0
+    first = world_rank(process_group) * rows if all_processes else 0
     log_weights = _log_weights(batch, dataset_size, estimator)
 
     of_prior = sum_latent(pair.log_q(sample))
@@ -151,7 +151,7 @@ class TotalCorrelationKLLoss(KLTerm):
         dataset_size: the number of training examples.
         mutual_information, total_correlation, dimension_wise: the weights; with 1 for all it is the KL, sampled once.
         estimator: ``"stratified"`` or ``"weighted"``.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose batches are gathered; ``None``: the whole world.
         reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
     Raises: ValueError: as :func:`decompose_kl`; a weight that is not finite; a sample without a gradient, or a
         posterior that cannot give one, where the posterior's parameters want it.
@@ -170,7 +170,7 @@ class TotalCorrelationKLLoss(KLTerm):
         total_correlation: float = 1.0,
         dimension_wise: float = 1.0,
         estimator: str = "stratified",
-        group: Any = None,
+        process_group: Any = None,
         reduction: str = "batchmean",
     ) -> None:
         super().__init__(reduction)
@@ -178,7 +178,7 @@ class TotalCorrelationKLLoss(KLTerm):
             raise ValueError(f"dataset_size={dataset_size}: the number of training examples, at least 1")
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator={estimator!r} is none of {', '.join(map(repr, ESTIMATORS))}")
-        self.dataset_size, self.estimator, self.group = dataset_size, estimator, group
+        self.dataset_size, self.estimator, self.process_group = dataset_size, estimator, process_group
         self.mutual_information, self.total_correlation = mutual_information, total_correlation
         self.dimension_wise = dimension_wise
         for name in KLDecomposition._fields:
@@ -203,7 +203,7 @@ class TotalCorrelationKLLoss(KLTerm):
             dataset_size=self.dataset_size if self.training else max(self.dataset_size, len(sample)),
             estimator=self.estimator,
             all_processes=self.training,
-            group=self.group,
+            process_group=self.process_group,
         )
         if torch.is_grad_enabled() and parts.mutual_information.requires_grad:
             check_sample_gradient(posterior, sample, "the decomposition")
