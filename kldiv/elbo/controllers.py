@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,13 @@ class Controller(Stepped):
     target: float | nn.Module
 
     def __init__(
-        self, target: float | nn.Module, measures: str, lowest: float, highest: float, start: float, process_group: Any
+        self,
+        target: float | nn.Module,
+        measures: Literal["reconstruction", "kl"],
+        lowest: float,
+        highest: float,
+        start: float,
+        process_group: Any,
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module) and not math.isfinite(target):

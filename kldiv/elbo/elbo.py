@@ -16,7 +16,7 @@ from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighte
 from kldiv.elbo.transforms import apply_to_groups, is_of_batch
 from kldiv.losses import ExactKLLoss
 from kldiv.numerics import check_broadcast
-from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
     "ELBOLoss",
@@ -36,7 +36,7 @@ class ELBOLoss(nn.Module):
             itself, unless it is to join them.
         weight: of the KL in the loss: a number, or a module called without arguments such as
             :class:`kldiv.LinearWarmup`.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
             What the terms were given as their own reduction does not count.
     Raises:
         ValueError: ``"mean"`` and unknown reductions; a weight that is negative or not finite.
@@ -61,7 +61,7 @@ class ELBOLoss(nn.Module):
         *,
         transform: nn.Module | None = None,
         weight: float | nn.Module = 1.0,
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__()
         kl = ExactKLLoss() if kl is None else kl

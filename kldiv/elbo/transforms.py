@@ -6,7 +6,7 @@ eval mode, and it is expanded over N. What is summed over latent dimensions has 
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from kldiv.reduction import sum_latent
 __all__ = [
     "Capacity",
     "FreeBits",
+    "Per",
     "apply_to_groups",
     "is_of_batch",
 ]
+
+Per = Literal["dimension", "group", "example"]
 
 
 class FreeBits(nn.Module):
@@ -50,13 +53,13 @@ class FreeBits(nn.Module):
     """
 
     def __init__(
-        self, nats: float, per: str = "dimension", batch_mean: bool = True, *, process_group: Any = None
+        self, nats: float, per: Per = "dimension", batch_mean: bool = True, *, process_group: Any = None
     ) -> None:
         super().__init__()
         if not (math.isfinite(nats) and nats >= 0):
             raise ValueError(f"nats={nats} must be finite and not negative")
-        if per not in ("dimension", "group", "example"):
-            raise ValueError(f"per={per!r} is none of 'dimension', 'group', 'example'")
+        if per not in get_args(Per):
+            raise ValueError(f"per={per!r} is none of {', '.join(map(repr, get_args(Per)))}")
         self.nats, self.per, self.batch_mean, self.process_group = nats, per, batch_mean, process_group
 
     @property

@@ -5,7 +5,7 @@ from torch.distributions import Distribution
 
 from kldiv.distributions import check_distributions, factorise
 from kldiv.monte_carlo import has_pathwise_gradient
-from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
     "KLTerm",
@@ -21,11 +21,11 @@ class KLTerm(nn.Module):
     the sample being the one the decoder consumed: a term that draws may use it, a closed form has no need of it.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: ``"mean"`` and unknown reductions.
     """
 
-    def __init__(self, reduction: str = "batchmean") -> None:
+    def __init__(self, reduction: Reduction = "batchmean") -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
 

@@ -1,7 +1,7 @@
 """The KL of a posterior, taken apart: mutual information, total correlation and the KL of each dimension."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,17 +26,20 @@ from kldiv.losses.base import (
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.numerics import widen
 from kldiv.priors import standard_prior
-from kldiv.reduction import sum_latent
+from kldiv.reduction import Reduction, sum_latent
 
 __all__ = [
     "ESTIMATORS",
+    "Estimator",
     "KLDecomposition",
     "TotalCorrelationKLLoss",
     "decompose_kl",
 ]
 
 
-ESTIMATORS = ("stratified", "weighted")
+Estimator = Literal["stratified", "weighted"]
+
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 class KLDecomposition(NamedTuple):
@@ -56,7 +59,7 @@ def decompose_kl(
     prior: Distribution | None = None,
     *,
     dataset_size: int,
-    estimator: str = "stratified",
+    estimator: Estimator = "stratified",
     all_processes: bool = False,
     process_group: Any = None,
 ) -> KLDecomposition:
@@ -152,7 +155,7 @@ class TotalCorrelationKLLoss(KLTerm):
         mutual_information, total_correlation, dimension_wise: the weights; with 1 for all it is the KL, sampled once.
         estimator: ``"stratified"`` or ``"weighted"``.
         process_group: the processes whose batches are gathered; ``None``: the whole world.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: as :func:`decompose_kl`; a weight that is not finite; a sample without a gradient, or a
         posterior that cannot give one, where the posterior's parameters want it.
     Source: Chen et al. 2018, eq. 2 and 4.
@@ -169,9 +172,9 @@ class TotalCorrelationKLLoss(KLTerm):
         mutual_information: float = 1.0,
         total_correlation: float = 1.0,
         dimension_wise: float = 1.0,
-        estimator: str = "stratified",
+        estimator: Estimator = "stratified",
         process_group: Any = None,
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__(reduction)
         if dataset_size < 1:
@@ -236,7 +239,7 @@ def _factors(posterior: Distribution, prior: Distribution) -> tuple[Distribution
     return matched(posterior, prior)
 
 
-def _log_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+def _log_weights(batch: int, dataset_size: int, estimator: Estimator) -> tuple[float, float, float]:
     """ln W at an example itself, at the one after it, and elsewhere. W sums to 1, or to 1/N if ``"weighted"``."""
     if batch <= 1:
         return 0.0, 0.0, 0.0
@@ -260,9 +263,9 @@ def _mean_and_log_var(posterior: Any) -> tuple[Tensor, Tensor]:
     return mean, 2 * torch.log(scale)
 
 
-def _gathered(posterior: Distribution, group: Any) -> Distribution:
+def _gathered(posterior: Distribution, process_group: Any) -> Distribution:
     """The distribution of the batches of all processes."""
-    if world_size(group) == 1:
+    if world_size(process_group) == 1:
         return posterior
     if not can_be_copied(posterior):
         raise TypeError(
@@ -273,10 +276,10 @@ def _gathered(posterior: Distribution, group: Any) -> Distribution:
 
     def gather(tensor: Tensor) -> Tensor:
         of_batch = tensor.ndim >= len(posterior.batch_shape) and tensor.shape[0] == rows
-        return world_gather(tensor, group) if of_batch else tensor
+        return world_gather(tensor, process_group) if of_batch else tensor
 
     new: Distribution = converted(posterior.expand(posterior.batch_shape), gather)
-    _set_rows(new, rows, rows * world_size(group))
+    _set_rows(new, rows, rows * world_size(process_group))
     return new
 
 

@@ -17,6 +17,7 @@ from kldiv.functional import kl_normal
 from kldiv.losses.base import KLTerm, check_posterior
 from kldiv.monte_carlo import Draws, GivenDraws, Gradient, Plan, Sampler, Value, average, check_options, check_scramble
 from kldiv.priors import standard_prior
+from kldiv.reduction import Reduction
 
 __all__ = [
     "BalancedKLLoss",
@@ -32,7 +33,7 @@ class ExactKLLoss(KLTerm):
     latent. ``None`` is the standard normal on real supports, uniform for categories.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
         NotImplementedError: no closed form is known for the two types.
         ValueError: ``prior=None`` on another support; a prior that is larger than the posterior.
@@ -79,7 +80,7 @@ class MonteCarloKLLoss(KLTerm):
             (two).
         sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. There is no standard error here, so Sobol is one scrambled
             net, with a random shift for each example. Powers of two are its best numbers of samples.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: unknown options; a choice that cannot be right, such as ``"score"`` with one draw, or a
         posterior without ``rsample`` whose parameters want a gradient that goes through samples; a sample whose shape
         does not end in the posterior's, or that carries no gradient to a posterior that wants one.
@@ -98,7 +99,7 @@ class MonteCarloKLLoss(KLTerm):
         value: Value = "k1",
         gradient: Gradient = "pathwise",
         sampler: Sampler = "iid",
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__(reduction)
         check_options(num_samples, value, gradient, sampler)
@@ -148,7 +149,7 @@ class BalancedKLLoss(KLTerm):
         prior_weight: :math:`\alpha`, in [0, 1].
         kl: the term that is balanced; ``None`` is :class:`ExactKLLoss`. A Monte Carlo term that is given no sample
             draws twice, and the value is the weighted mean of both.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
         ValueError: a ``prior_weight`` outside of [0, 1]; what the term raises.
         TypeError: a distribution of another package, whose parameters cannot be told from the rest.
@@ -164,7 +165,9 @@ class BalancedKLLoss(KLTerm):
 
     kl: Any  # a KLTerm
 
-    def __init__(self, prior_weight: float = 0.8, kl: KLTerm | None = None, *, reduction: str = "batchmean") -> None:
+    def __init__(
+        self, prior_weight: float = 0.8, kl: KLTerm | None = None, *, reduction: Reduction = "batchmean"
+    ) -> None:
         super().__init__(reduction)
         if not 0 <= prior_weight <= 1:
             raise ValueError(f"prior_weight={prior_weight} is not in [0, 1]")
