@@ -141,11 +141,14 @@ class ELBOLoss(nn.Module):
         of_bound = reduce(kl, self.reduction)
         of_loss = of_bound if shaped is kl else reduce(shaped, self.reduction)
         reconstruction = reduce(reconstruction, self.reduction)
-        terms = ELBOTerms(
-            reconstruction + weight * of_loss, reconstruction + of_bound, reconstruction, of_bound, weight
+        return ELBOTerms(
+            loss=reconstruction + weight * of_loss,
+            negative_elbo=reconstruction + of_bound,
+            reconstruction=reconstruction,
+            kl=of_bound,
+            weight=weight,
+            kl_per_group=tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (of_bound,),
         )
-        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (of_bound,)
-        return terms
 
     def _shaped(
         self, values: list[Tensor], masks: list[Tensor | None], weigh: Callable[[Tensor], Tensor] | None

@@ -177,10 +177,8 @@ class ImportanceWeightedELBOLoss(nn.Module):
         terms = [term.to(parts.dtype) for term in terms]
         if sample_weight is not None:
             terms = [weighted(term, sample_weight) for term in terms]
-        loss, reconstruction, kl, *of_groups = (reduce(term, self.reduction) for term in terms)
-        found = ELBOTerms(loss, loss, reconstruction, kl, loss.new_ones(()))
-        found.kl_per_group = tuple(of_groups)
-        return found
+        loss, reconstruction, kl, *kl_per_group = (reduce(term, self.reduction) for term in terms)
+        return ELBOTerms(loss, loss, reconstruction, kl, loss.new_ones(()), tuple(kl_per_group))
 
     def log_weights(
         self,
