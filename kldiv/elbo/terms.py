@@ -1,5 +1,6 @@
 """ELBOTerms, the result of a bound, and what the bounds do alike: latent groups, weights of examples."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ __all__ = [
     "ELBOTerms",
     "check_likelihood",
     "latent_groups",
+    "total",
     "weighted",
 ]
 
@@ -54,15 +56,22 @@ def check_likelihood(reconstruction: nn.Module) -> nn.Module:
     return reconstruction
 
 
-def weighted(term: Tensor, sample_weight: Tensor) -> Tensor:
+def weighted(term: Tensor, sample_weight: Tensor | None) -> Tensor:
     r"""A term (N, \*latent) times the weights of the examples, (N,): 0 where a weight is 0, even if the term is NaN.
 
-    Raises: ValueError: weights of another shape.
+    ``None`` weighs nothing. Raises: ValueError: weights of another shape.
     """
+    if sample_weight is None:
+        return term
     if sample_weight.shape != term.shape[:1]:
         raise ValueError(f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {term.shape[0]}")
     weights = sample_weight.view(-1, *[1] * (term.ndim - 1))
     return torch.where(weights != 0, term * weights, 0.0)
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of one term or more: of one the term itself, without an operation."""
+    return sum(terms[1:], terms[0])
 
 
 def latent_groups(posterior: object, **given: object) -> list[dict[str, Any]]:

@@ -5,21 +5,20 @@ eval mode, and it is expanded over N. What is summed over latent dimensions has 
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kldiv.distributed import world_mean
+from kldiv.elbo.terms import weighted
 from kldiv.reduction import sum_latent
 
 __all__ = [
     "Capacity",
     "FreeBits",
     "Per",
-    "apply_to_groups",
-    "is_of_batch",
+    "transform_groups",
 ]
 
 Per = Literal["dimension", "group", "example"]
@@ -126,30 +125,51 @@ class Capacity(nn.Module):
         return f"gain={self.gain}" if isinstance(self.nats, nn.Module) else f"nats={self.nats}, gain={self.gain}"
 
 
-def apply_to_groups(
-    transform: nn.Module, groups: list[Tensor], weigh: Callable[[Tensor], Tensor] | None = None
+def transform_groups(
+    transform: nn.Module, kls: list[Tensor], masks: list[Tensor | None], sample_weight: Tensor | None
 ) -> list[Tensor]:
-    r"""The transform on the KL of each latent group, (N, \*latent) each; on all together where it is to join them.
+    r"""The transformed and weighted KL: of each latent group, or one tensor where the transform joins the groups.
 
-    A ``nn.Sequential`` is applied part by part. ``weigh`` puts in the weights of the examples: before the first
-    statistic of the batch, which is one of the weighted examples, and after all else.
-
+    Args:
+        transform: applied part by part where it is a ``nn.Sequential``.
+        kls: the KL of each latent group, (N, \*latent).
+        masks: the latent mask of each group, which has been applied to its KL already.
+        sample_weight: (N,). Weights multiply before the first statistic of the batch, which is then one of the
+            weighted examples; without such a statistic they multiply last.
     Raises: ValueError: a part that does not keep the examples; the message holds both shapes.
     """
+    transformed, is_weighted = kls, False
     for part in _parts(transform):
-        if weigh is not None and is_of_batch(part):
-            groups, weigh = [weigh(kl) for kl in groups], None
-        if getattr(part, "joins_groups", False) and len(groups) > 1:
-            groups = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in groups], 1)]
-        shaped = [part(kl) for kl in groups]
-        for kl, result in zip(groups, shaped, strict=True):
-            if result.shape[:1] != kl.shape[:1]:
-                raise ValueError(
-                    f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a "
-                    "transform maps (N, ...) to (N, ...): expand a statistic of the batch over N"
-                )
-        groups = shaped
-    return groups if weigh is None else [weigh(kl) for kl in groups]
+        if not is_weighted and _is_of_batch(part):
+            transformed, is_weighted = [weighted(kl, sample_weight) for kl in transformed], True
+        if getattr(part, "joins_groups", False) and len(transformed) > 1:
+            transformed = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in transformed], 1)]
+        transformed = [_keeping_examples(part, kl) for kl in transformed]
+    if not is_weighted:
+        transformed = [weighted(kl, sample_weight) for kl in transformed]
+    if len(transformed) != len(kls):
+        return transformed
+    of_batch = _is_of_batch(transform)
+    return [
+        result if mask is None or result.shape != kl.shape else _masked_again(result, mask, of_batch)
+        for result, kl, mask in zip(transformed, kls, masks, strict=True)
+    ]
+
+
+def _keeping_examples(part: nn.Module, kl: Tensor) -> Tensor:
+    result: Tensor = part(kl)
+    if result.shape[:1] != kl.shape[:1]:
+        raise ValueError(
+            f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a transform "
+            "maps (N, ...) to (N, ...): expand a statistic of the batch over N"
+        )
+    return result
+
+
+def _masked_again(transformed: Tensor, mask: Tensor, of_batch: bool) -> Tensor:
+    """Masked latents cost no free bits. A statistic of the batch is masked where the whole batch is."""
+    masked = (mask == 0).expand(transformed.shape)
+    return transformed.masked_fill(masked.all(0) if of_batch else masked, 0)
 
 
 def _parts(transform: nn.Module) -> list[nn.Module]:
@@ -158,7 +178,7 @@ def _parts(transform: nn.Module) -> list[nn.Module]:
     return [part for each in transform for part in _parts(each)]
 
 
-def is_of_batch(transform: nn.Module) -> bool:
+def _is_of_batch(transform: nn.Module) -> bool:
     """Whether any part of the transform is a statistic of the batch."""
     return any(getattr(part, "is_of_batch", False) for part in transform.modules())
 

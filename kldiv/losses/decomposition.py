@@ -18,11 +18,7 @@ from kldiv.distributions import (
     result_dtype,
 )
 from kldiv.kernels import log_mixtures, weight_matrix
-from kldiv.losses.base import (
-    KLTerm,
-    check_posterior,
-    check_sample_gradient,
-)
+from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_gradient
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.numerics import widen
 from kldiv.priors import standard_prior
@@ -191,11 +187,11 @@ class TotalCorrelationKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        return self.unreduced_with_kl(posterior, prior, sample)[0]
+        return self.kl_values(posterior, prior, sample).in_loss
 
-    def unreduced_with_kl(
+    def kl_values(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> KLValues:
         check_posterior(posterior, prior)
         if sample is None:
             sample = posterior.rsample() if has_pathwise_gradient(posterior) else posterior.sample()
@@ -212,7 +208,7 @@ class TotalCorrelationKLLoss(KLTerm):
             check_sample_gradient(posterior, sample, "the decomposition")
         weights = (getattr(self, name) for name in KLDecomposition._fields)
         weighted = sum((w * part for w, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
-        return weighted, sum(parts[1:], parts[0])
+        return KLValues(sum(parts[1:], parts[0]), penalty=weighted)
 
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None

@@ -14,7 +14,7 @@ from kldiv.distributions import (
 )
 from kldiv.exact import is_registered_by_user, kl_divergence
 from kldiv.functional import kl_normal
-from kldiv.losses.base import KLTerm, check_posterior
+from kldiv.losses.base import KLTerm, KLValues, check_posterior
 from kldiv.monte_carlo import Draws, GivenDraws, Gradient, Plan, Sampler, Value, average, check_options, check_scramble
 from kldiv.priors import standard_prior
 from kldiv.reduction import Reduction
@@ -181,7 +181,7 @@ class BalancedKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        return self.unreduced_with_kl(posterior, prior, sample)[0]
+        return self.kl_values(posterior, prior, sample).in_loss
 
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
@@ -190,18 +190,19 @@ class BalancedKLLoss(KLTerm):
             self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())  # where there is one
         return super().per_dimension(posterior, prior, sample)
 
-    def unreduced_with_kl(
+    def kl_values(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> KLValues:
         check_posterior(posterior, prior)
         prior = standard_prior(posterior, like=sample) if prior is None else prior
-        fixed = None if sample is None else sample.detach()
-        of_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed)
-        of_posterior, kl = self.kl.unreduced_with_kl(posterior, detached(prior), sample)
-        # b + w (a - b) is b to the last digit where the two are one number, and NaN where that is infinite
-        balanced = torch.lerp(of_posterior, of_prior, self.prior_weight)
-        balanced = torch.where(balanced.isnan(), of_posterior + of_prior, balanced)
-        return balanced, balanced if kl is of_posterior else kl
+        fixed_sample = None if sample is None else sample.detach()
+        to_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed_sample)
+        values: KLValues = self.kl.kl_values(posterior, detached(prior), sample)
+        to_posterior = values.in_loss
+        # lerp gives b exactly where both are b, and NaN where both are infinite
+        balanced = torch.lerp(to_posterior, to_prior, self.prior_weight)
+        balanced = torch.where(balanced.isnan(), to_posterior + to_prior, balanced)
+        return KLValues(balanced) if values.penalty is None else KLValues(values.kl, penalty=balanced)
 
     def extra_repr(self) -> str:
         return f"prior_weight={self.prior_weight}, {super().extra_repr()}"
