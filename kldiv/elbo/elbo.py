@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import factorise
+from kldiv.distributions import check_distributions, factorise
 from kldiv.elbo.controllers import Controller
 from kldiv.elbo.schedules import step_schedules
 from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, total, weighted
@@ -145,11 +145,7 @@ class ELBOLoss(nn.Module):
         self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, latent_mask: Tensor | None
     ) -> KLValues:
         r"""The KL of a latent group, (N, \*latent), 0 where it is masked."""
-        if not isinstance(posterior, Distribution):
-            raise TypeError(
-                f"the posterior is a {type(posterior).__name__}, and an ELBO takes distributions: "
-                "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
-            )
+        check_distributions("Write elbo(output, target, kldiv.DiagonalNormal(mean, log_var))", posterior=posterior)
         values: KLValues = self.kl.kl_values(posterior, prior, sample)
         if latent_mask is None:
             return values
