@@ -1,4 +1,4 @@
-"""The evidence lower bound, composed of a likelihood term, a KL term, a transform and a weight."""
+"""ELBOLoss: the evidence lower bound, made of a likelihood term, a KL term, a transform and a weight."""
 
 import math
 from collections.abc import Sequence
@@ -30,13 +30,12 @@ class ELBOLoss(nn.Module):
     Args:
         reconstruction: the likelihood term, called (output, target), such as :class:`kldiv.BernoulliNLL`.
         kl: the KL term, called (posterior, prior); ``None`` is :class:`kldiv.ExactKLLoss`.
-        transform: a module from (N, ...) to (N, ...) that shapes the KL before it is summed over latent dimensions,
-            such as :class:`kldiv.FreeBits` or a ``nn.Sequential`` of several; with several latent groups each by
-            itself, unless it is to join them.
-        weight: of the KL in the loss: a number, or a module called without arguments such as
-            :class:`kldiv.LinearWarmup`.
+        transform: T, a module from (N, ...) to (N, ...), such as :class:`kldiv.FreeBits` or a ``nn.Sequential`` of
+            several. It is applied before the sum over latent dimensions, to each latent group alone; a transform that
+            joins the groups, such as :class:`kldiv.Capacity`, gets them together.
+        weight: w, a number, or a module called without arguments such as :class:`kldiv.LinearWarmup`.
         reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
-            What the terms were given as their own reduction does not count.
+            The terms' own reductions do not count.
     Raises:
         ValueError: ``"mean"`` and unknown reductions; a weight that is negative or not finite.
         TypeError: a KL term that is called with tensors.
@@ -78,7 +77,7 @@ class ELBOLoss(nn.Module):
         if name == "weight" and not isinstance(value, nn.Module):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"weight={value} must be finite and not negative")
-            self._modules.pop("weight", None)  # a schedule gives way to a number
+            self._modules.pop("weight", None)  # a number replaces a schedule
         super().__setattr__(name, value)
 
     def forward(
@@ -93,21 +92,20 @@ class ELBOLoss(nn.Module):
         target_mask: Tensor | None = None,
         latent_mask: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ELBOTerms:
-        r"""The terms of the bound.
+        r"""The terms of the bound. For several latent groups, posterior, prior, sample and latent mask are sequences.
 
         Args:
             output, target: for the likelihood term; dimension 0 of the target is the example.
-            posterior, prior: q(z|x) and p(z), or sequences of them, one entry a latent group. ``None``: the standard
-                normal, uniform categories.
-            sample: the latent sample the decoder consumed, which a Monte Carlo term uses instead of its own; for groups
-                a sequence.
-            sample_weight: (N,), multiplies every term of an example; at 0 it counts nothing (its KL and its likelihood
-                must be finite, for the gradient's sake).
-            target_mask: broadcasts to the target; elements at 0 or False count nothing.
-            latent_mask: broadcasts to (N, \*latent), for pairs that factorise; latents at 0 or False count nothing
-                (their KL must be finite, for the gradient's sake). For groups a sequence.
+            posterior, prior: q(z|x) and p(z). ``None``: the standard normal, or uniform categories.
+            sample: the latent sample the decoder consumed. A Monte Carlo term uses it instead of drawing its own.
+            sample_weight: (N,), multiplies every term of an example. An example of weight 0 counts nothing; its KL and
+                its likelihood must be finite, or the gradient is NaN.
+            target_mask: broadcasts to the target. Elements at 0 or False count nothing.
+            latent_mask: broadcasts to (N, \*latent), for pairs that factorise. Latents at 0 or False count nothing;
+                their KL must be finite, or the gradient is NaN.
         Raises:
-            TypeError: a posterior that is a tensor. ValueError: shapes that do not fit; the message holds them.
+            TypeError: a posterior that is a tensor.
+            ValueError: shapes that do not fit; the message holds them.
         """
         reconstruction = self._reconstruction(output, target, target_mask)  # (N,)
         groups = latent_groups(posterior, prior=prior, sample=sample, latent_mask=latent_mask)
@@ -132,7 +130,7 @@ class ELBOLoss(nn.Module):
         )
 
     def step(self) -> None:
-        """One optimiser step, for every schedule inside. :func:`kldiv.attach` does it by itself."""
+        """One optimiser step, for every schedule inside. After :func:`kldiv.attach` nobody has to call it."""
         step_schedules(self)
 
     def _reconstruction(self, output: Tensor | Sequence[Tensor], target: Tensor, mask: Tensor | None) -> Tensor:

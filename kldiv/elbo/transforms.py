@@ -1,7 +1,7 @@
-"""Shaping the KL before it is weighted: modules from (N, \\*latent) to (N, \\*latent), nats in and nats out.
+"""Transforms of the KL before it is weighted, FreeBits and Capacity: modules from (N, \\*latent) to (N, \\*latent).
 
-Where a statistic of the batch is taken, it is that of all processes in training mode and of the process's own batch in
-eval mode, and it is expanded over N. What is summed over latent dimensions has size 1 there.
+A statistic of the batch is that of all processes in training mode, and of the process's own batch in eval mode. It is
+expanded over N. Latent dimensions that are summed keep size 1.
 """
 
 import math
@@ -25,19 +25,18 @@ Per = Literal["dimension", "group", "example"]
 
 
 class FreeBits(nn.Module):
-    r"""A KL below so many nats is free: it costs these and has no gradient.
+    r"""Free bits: a KL below :math:`\lambda` nats costs :math:`\lambda` and has no gradient.
 
-    With ``batch_mean`` the mean over the batch comes first and the maximum second, else the maximum alone, example by
-    example:
+    With ``batch_mean`` the maximum is that of the batch's mean, on the left; without it, that of each example:
 
     .. math:: \max\left(\lambda, \tfrac1N \sum_n d_{n}\right) \qquad\text{or}\qquad \max(\lambda, d_{n})
 
-    d is the KL of one dimension, of all dimensions of a group together, or of an example.
+    d is the KL of a dimension, of a latent group, or of an example.
 
     Args:
-        nats: :math:`\lambda`, not negative: of each dimension, each group or each example.
-        per: ``"dimension"``, ``"group"`` (the latents of one entry of a hierarchical sequence, all there are where
-            there is one) or ``"example"`` (the latents of all entries).
+        nats: :math:`\lambda`, not negative, for each dimension, group or example.
+        per: ``"dimension"``; ``"group"``, the sum over the latents of one group; or ``"example"``, the sum over the
+            latents of all groups.
         batch_mean: whether the mean over the batch is taken first.
         process_group: the processes whose batches the mean is over; ``None``: the whole world.
     Raises: ValueError: nats that are negative or not finite; an unknown ``per``.
@@ -63,12 +62,12 @@ class FreeBits(nn.Module):
 
     @property
     def joins_groups(self) -> bool:
-        """Whether the latents of all groups are to be given together."""
+        """Whether the transform takes the latents of all groups together."""
         return self.per == "example"
 
     @property
     def is_of_batch(self) -> bool:
-        """Whether the result is a statistic of the batch, which weights of examples go into."""
+        """Whether the result is a statistic of the batch, so that the examples must be weighted before it."""
         return self.batch_mean
 
     def forward(self, kl: Tensor) -> Tensor:
@@ -83,15 +82,15 @@ class FreeBits(nn.Module):
 
 
 class Capacity(nn.Module):
-    r"""Holds the KL at a capacity: the distance of the batch's mean KL from it, times a gain.
+    r"""Holds the KL at a capacity: the distance of the batch's mean KL from the capacity, times a gain.
 
     .. math:: \gamma \left|\tfrac1N \sum_n D_n - C\right|
 
-    D_n is the KL of an example, summed over its latents of all groups.
+    D_n is the KL of an example, summed over the latents of all groups.
 
     Args:
         nats: C, a number, or a module called without arguments such as ``LinearWarmup(steps=25000, end=25.0)``.
-        gain: :math:`\gamma`, positive; times the weight of the ELBO.
+        gain: :math:`\gamma`, positive. The weight of the ELBO multiplies it.
         process_group: the processes whose batches the mean is over; ``None``: the whole world.
     Raises: ValueError: a capacity that is negative or not finite; a gain that is not positive.
 

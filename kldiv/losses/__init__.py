@@ -1,4 +1,4 @@
-"""KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
+"""KL terms as modules: losses by themselves, one term of the bound inside an ELBO; and the decomposition of the KL."""
 
 from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_gradient
 from kldiv.losses.decomposition import KLDecomposition, TotalCorrelationKLLoss, decompose_kl

@@ -80,7 +80,7 @@ class KLTerm(nn.Module):
     ) -> Tensor:
         r"""Nats per example and latent dimension, (N, \*latent).
 
-        Raises: ValueError: where the pair does not factorise over its dimensions: it has ``per_example`` alone.
+        Raises: ValueError: the pair does not factorise over its dimensions; the message names ``per_example``.
         """
         for name, distribution in (("posterior", posterior), ("prior", prior)):
             if distribution is not None and factorise(distribution) is None:
@@ -113,9 +113,11 @@ def check_posterior(posterior: Distribution, prior: Distribution | None = None) 
 
 
 def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) -> None:
-    """For a posterior whose parameters want a gradient that goes through its sample.
+    """Whether the gradient of the posterior's parameters can go through the sample.
 
-    Raises: ValueError: a sample that carries none, or cannot; ``what`` names what was to be differentiated.
+    Args:
+        what: the name of the quantity that is differentiated, for the message.
+    Raises: ValueError: a posterior without ``rsample``; a sample without gradient.
     """
     name = type(posterior).__name__
     if not has_pathwise_gradient(posterior):

@@ -1,4 +1,4 @@
-"""The KL of a posterior, taken apart: mutual information, total correlation and the KL of each dimension."""
+"""The decomposition of the KL into mutual information, total correlation and dimension-wise KL, and its KL term."""
 
 import math
 from typing import Any, Literal, NamedTuple, get_args
@@ -136,15 +136,15 @@ def decompose_kl(
 
 
 class TotalCorrelationKLLoss(KLTerm):
-    r"""The three parts of the KL with weights of their own, in nats: the term of the beta-TC-VAE.
+    r"""The three parts of the KL, each with its weight, in nats: the KL term of the beta-TC-VAE.
 
     .. math:: \alpha\, \text{mutual information} + \beta\, \text{total correlation} + \gamma\, \text{dimension-wise KL}
 
-    See :func:`decompose_kl` for the parts, which are estimated from one sample and the batch: the larger the batch the
-    better. In training mode that is the batch of all processes, in eval mode the process's own.
+    :func:`decompose_kl` has the parts. They are estimated from one sample and the batch, better from a larger batch: in
+    training mode from that of all processes, in eval mode from the process's own.
 
-    Called with ``(posterior, prior=None, sample=None)``; a ``sample`` is the one the decoder consumed. Inside an
-    :class:`kldiv.ELBOLoss` the weighted sum enters the loss, and the KL itself ``kl`` and ``negative_elbo``.
+    Called with ``(posterior, prior=None, sample=None)``; ``sample`` is the one the decoder consumed. Inside an
+    :class:`kldiv.ELBOLoss` the weighted sum enters ``loss``, and the KL itself enters ``kl`` and ``negative_elbo``.
 
     Args:
         dataset_size: the number of training examples.
@@ -213,7 +213,7 @@ class TotalCorrelationKLLoss(KLTerm):
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        """Raises: ValueError: mutual information and total correlation are of all dimensions together."""
+        """Raises: ValueError: total correlation belongs to all dimensions together, so there is no KL of one."""
         raise ValueError(
             "TotalCorrelationKLLoss has no KL of one dimension, for total correlation is of all of them: use "
             "per_example, or kldiv.ExactKLLoss().per_dimension"

@@ -1,4 +1,4 @@
-"""KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
+"""KL terms of distributions: ExactKLLoss, MonteCarloKLLoss, BalancedKLLoss."""
 
 from typing import Any
 
@@ -29,14 +29,14 @@ __all__ = [
 class ExactKLLoss(KLTerm):
     r"""D_KL(posterior || prior) in closed form, in nats: :func:`kldiv.kl_divergence` as a loss.
 
-    Called with ``(posterior, prior=None)``: dimension 0 of the posterior's batch is the example, everything else is
-    latent. ``None`` is the standard normal on real supports, uniform for categories.
+    Called with ``(posterior, prior=None)``. Dimension 0 of the posterior's batch is the example, everything else is
+    latent. ``None``: the standard normal on real supports, uniform for categories.
 
     Args:
         reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
         NotImplementedError: no closed form is known for the two types.
-        ValueError: ``prior=None`` on another support; a prior that is larger than the posterior.
+        ValueError: ``prior=None`` on another support; a prior whose shape does not broadcast to the posterior's.
 
     >>> import torch
     >>> ExactKLLoss()(torch.distributions.Normal(torch.ones(4, 2), 1.0))
@@ -48,7 +48,7 @@ class ExactKLLoss(KLTerm):
     ) -> Tensor:
         check_posterior(posterior, prior)
         if prior is None and type(posterior) is DiagonalNormal:
-            return kl_normal(posterior.mean, posterior.log_var)  # nothing of the standard normal has to be made
+            return kl_normal(posterior.mean, posterior.log_var)  # no standard normal is built
         prior = standard_prior(posterior) if prior is None else prior
         if not is_registered_by_user(posterior, prior):
             posterior, prior = matched(posterior, prior)
@@ -64,26 +64,26 @@ class MonteCarloKLLoss(KLTerm):
 
     .. math:: \frac1S \sum_s f(z_s), \qquad z_s \sim q, \qquad f = \ln q - \ln p \text{ for } \texttt{"k1"}
 
-    :func:`kldiv.estimate_kl` as a loss: its docstring has what ``value``, ``gradient`` and ``sampler`` choose between.
-    The gradient is that of the KL whatever the value, in both distributions and without bias. A pair that factorises is
-    estimated dimension by dimension.
+    :func:`kldiv.estimate_kl` as a loss, whose docstring explains ``value``, ``gradient`` and ``sampler``. The gradient
+    is an unbiased one of the KL in both distributions, whatever the value. A pair that factorises is estimated
+    dimension by dimension.
 
-    Called with ``(posterior, prior=None, sample=None)``. A ``sample`` of shape (\*samples, \*batch, \*event), the one
-    the decoder consumed, saves drawing again and overrides ``num_samples`` and ``sampler``: its draws are taken to be
-    independent. One in half precision is rounded, by more than its noise where a posterior is narrow: give the
-    posterior ``float32`` parameters, ``DiagonalNormal(mean.float(), log_var.float())``, and draw from that.
+    Called with ``(posterior, prior=None, sample=None)``. ``sample`` is the one the decoder consumed, of shape
+    (\*samples, \*batch, \*event): it is used instead of drawing again, ``num_samples`` and ``sampler`` do not count,
+    and its draws are taken to be independent. In half precision a sample is rounded, by more than its noise if the
+    posterior is narrow: draw from ``DiagonalNormal(mean.float(), log_var.float())``.
 
     Args:
-        num_samples: draws for each example, at least 1; even for ``"antithetic"``.
+        num_samples: draws for each example, at least 1; an even number for ``"antithetic"``.
         value: ``"k1"``, ``"k2"``, ``"k3"`` or ``"analytic_entropy"``.
         gradient: ``"pathwise"``, ``"sticking_the_landing"``, ``"adaptive"`` (three units at least) or ``"score"``
             (two).
-        sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. There is no standard error here, so Sobol is one scrambled
-            net, with a random shift for each example. Powers of two are its best numbers of samples.
+        sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. Sobol is one scrambled net with a random shift for each
+            example; powers of two are its best numbers of samples.
         reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
-    Raises: ValueError: unknown options; a choice that cannot be right, such as ``"score"`` with one draw, or a
-        posterior without ``rsample`` whose parameters want a gradient that goes through samples; a sample whose shape
-        does not end in the posterior's, or that carries no gradient to a posterior that wants one.
+    Raises: ValueError: unknown options; a gradient that the draws cannot give, such as ``"score"`` with one draw, or
+        any other for a posterior without ``rsample``; a sample whose shape does not end in the posterior's; a sample
+        without gradient where the posterior's parameters want one.
     Source: Kingma & Welling 2014, eq. 6; Roeder et al. 2017; Buchholz et al. 2018.
 
     >>> import torch
@@ -135,24 +135,24 @@ class MonteCarloKLLoss(KLTerm):
 
 
 class BalancedKLLoss(KLTerm):
-    r"""D_KL(posterior || prior) in nats, its gradient shared out between the two: KL balancing.
+    r"""KL balancing: D_KL(posterior || prior) in nats, with weights for the gradients of posterior and prior.
 
     .. math:: \alpha\, D_{KL}(\bar q \,\|\, p) + (1 - \alpha)\, D_{KL}(q \,\|\, \bar p)
 
-    The bars are distributions without gradient, so the value is that of the KL whatever :math:`\alpha`. With more than
-    1/2 a learned prior moves to the posterior faster than the posterior is pulled to the prior.
+    q is the posterior and p the prior; a bar stops the gradient. The value is that of the KL for every :math:`\alpha`.
+    With :math:`\alpha > 1/2` a learned prior moves to the posterior faster than the posterior moves to the prior.
 
-    Called with ``(posterior, prior, sample=None)``. Where nothing of the prior is learned, its share of the gradient is
-    lost: the posterior has :math:`1 - \alpha` of it.
+    Called with ``(posterior, prior, sample=None)``. If the prior is not learned, its part of the gradient is lost: the
+    posterior gets :math:`1 - \alpha` of its gradient all the same.
 
     Args:
         prior_weight: :math:`\alpha`, in [0, 1].
-        kl: the term that is balanced; ``None`` is :class:`ExactKLLoss`. A Monte Carlo term that is given no sample
-            draws twice, and the value is the weighted mean of both.
+        kl: the term that is balanced; ``None``: :class:`ExactKLLoss`. Without a sample a Monte Carlo term draws twice,
+            and the value is the weighted mean of both.
         reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
-        ValueError: a ``prior_weight`` outside of [0, 1]; what the term raises.
-        TypeError: a distribution of another package, whose parameters cannot be told from the rest.
+        ValueError: a ``prior_weight`` outside of [0, 1]; whatever the term raises.
+        TypeError: a distribution of another package: its parameters are not known, so it cannot be detached.
     Source: Hafner et al. 2021 (DreamerV2), algorithm 2.
 
     >>> import torch
@@ -187,7 +187,9 @@ class BalancedKLLoss(KLTerm):
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
         with torch.no_grad():
-            self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())  # where there is one
+            self.kl.per_dimension(
+                posterior, prior, None if sample is None else sample.detach()
+            )  # raises where there is none
         return super().per_dimension(posterior, prior, sample)
 
     def kl_values(

@@ -1,4 +1,4 @@
-"""KL terms of tensors, as a network emits them: means and log-variances, logits."""
+"""KL terms of tensors: GaussianKLLoss of means and log-variances, CategoricalKLLoss of logits."""
 
 from torch import Tensor, nn
 
