@@ -186,10 +186,8 @@ class BalancedKLLoss(KLTerm):
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        with torch.no_grad():
-            self.kl.per_dimension(
-                posterior, prior, None if sample is None else sample.detach()
-            )  # raises where there is none
+        with torch.no_grad():  # raises where the term has no KL of one dimension
+            self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())
         return super().per_dimension(posterior, prior, sample)
 
     def kl_values(
