@@ -50,7 +50,6 @@ def reduce(per_example: Tensor, reduction: Reduction) -> Tensor:
     >>> reduce(torch.tensor([1.0, 3.0]), "batchmean"), reduce(torch.tensor([]), "batchmean")
     (tensor(2.), tensor(0.))
     """
-    if check_reduction(reduction) == "none":
-        return per_example
-    total = per_example.sum()
-    return total / max(per_example.shape[0], 1) if reduction == "batchmean" else total
+    if reduction == "batchmean":
+        return per_example.sum() / max(per_example.shape[0], 1)
+    return per_example if check_reduction(reduction) == "none" else per_example.sum()
