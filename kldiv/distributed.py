@@ -1,4 +1,4 @@
-"""Sums and batches over all processes, with gradients through the gathering."""
+"""Sums, means and gathered batches over all processes, with gradients for every process."""
 
 from typing import Any
 
@@ -16,63 +16,63 @@ __all__ = [
 ]
 
 
-def world_size(group: Any = None) -> int:
-    """How many processes the group has; 1 where torch.distributed is not initialised."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+def world_size(process_group: Any = None) -> int:
+    """The number of processes in the process group; 1 where torch.distributed is not initialised."""
+    return dist.get_world_size(process_group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def world_rank(group: Any = None) -> int:
-    """Which of them this is, from 0 on."""
-    return dist.get_rank(group) if world_size(group) > 1 else 0
+def world_rank(process_group: Any = None) -> int:
+    """The rank of this process in the process group, from 0 on."""
+    return dist.get_rank(process_group) if world_size(process_group) > 1 else 0
 
 
-def world_sum(value: Tensor, group: Any = None) -> Tensor:
-    """The sum of ``value`` over the processes of the group, the same on each; ``value`` itself where there is one.
+def world_sum(value: Tensor, process_group: Any = None) -> Tensor:
+    """The sum of ``value`` over all processes, the same on each; ``value`` itself where there is one process.
 
-    The gradient of every process's loss reaches the value of every process, so that gradients averaged over processes
-    are those of the mean loss.
+    The loss of each process sends a gradient to the value of each process. Gradients averaged over processes are
+    therefore those of the mean loss.
 
     Args:
         value: of one shape on all processes.
-        group: a process group; ``None`` is the whole world.
+        process_group: the processes; ``None``: the whole world.
     """
-    if world_size(group) == 1:
+    if world_size(process_group) == 1:
         return value
-    total: Tensor = _Sum.apply(value, group)
+    total: Tensor = _Sum.apply(value, process_group)
     return total
 
 
 class _Sum(Function):
-    """Sums forward, and in the backward what the processes ask of the sum."""
+    """The sum over processes; its backward pass is the sum of the upstream gradients over processes."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, value: Tensor, process_group: Any) -> Tensor:
+        ctx.process_group = process_group
         total = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total, group=process_group)
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return _Sum.apply(upstream, ctx.group), None
+        return _Sum.apply(upstream, ctx.process_group), None
 
 
-def world_mean(values: Tensor, group: Any = None) -> Tensor:
+def world_mean(values: Tensor, process_group: Any = None) -> Tensor:
     """The mean over dimension 0, over the examples of all processes; 0 where there are none."""
-    count = world_sum(torch.full((), float(values.shape[0]), dtype=values.dtype, device=values.device), group)
-    return world_sum(values.sum(0), group) / count.clamp(min=1)
+    count = torch.full((), float(values.shape[0]), dtype=values.dtype, device=values.device)
+    return world_sum(values.sum(0), process_group) / world_sum(count, process_group).clamp(min=1)
 
 
-def world_gather(values: Tensor, group: Any = None) -> Tensor:
-    """The values of all processes one after the other along dimension 0, with gradients as :func:`world_sum`'s.
+def world_gather(values: Tensor, process_group: Any = None) -> Tensor:
+    """The values of all processes joined along dimension 0, in the order of the ranks, with gradients.
 
     Args:
         values: of one shape on all processes.
-        group: a process group; ``None`` is the whole world.
+        process_group: the processes; ``None``: the whole world.
     """
-    processes, rank = world_size(group), world_rank(group)
+    processes, rank = world_size(process_group), world_rank(process_group)
     if processes == 1:
         return values
-    # as a sum, each process's in its own place: one primitive, whose gradient is known to be right
+    # a sum of zero-padded parts: its gradient is that of world_sum
     parts = [values if process == rank else torch.zeros_like(values) for process in range(processes)]
-    return world_sum(torch.cat(parts), group)
+    return world_sum(torch.cat(parts), process_group)

@@ -1,4 +1,7 @@
-"""What is watched over a data set, as torchmetrics: streamed in batches, the same for any number of processes."""
+"""Metrics of a posterior over a data set, as torchmetrics: ActiveUnits, KLPerDimension, RateDistortion.
+
+They are streamed in batches, and give the same value for any number of processes.
+"""
 
 import math
 from typing import Any
@@ -24,7 +27,7 @@ except ImportError as error:
 
 
 class _MeanOverExamples(Metric):
-    r"""The mean of values (N, \*latent) over all examples, whose latent shape the first update tells."""
+    r"""The mean of values (N, \*latent) over all examples. The first update fixes the latent shape."""
 
     is_differentiable = False
     higher_is_better = None
@@ -35,13 +38,13 @@ class _MeanOverExamples(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("total", "weight"):  # zeros take on the type of what is added: float64
+        for name in ("total", "weight"):  # float64 from the first update on
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
         self._set_aside = torch.Size()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes in a batch and gives the value of it alone."""
-        # torchmetrics empties the state for the while, and the batch is to fit what will be added to it
+        """Adds a batch, and returns the value for this batch alone."""
+        # torchmetrics resets the state meanwhile; the batch must still have the latent shape of earlier ones
         self._set_aside = self.total.shape
         try:
             return super().forward(*args, **kwargs)
@@ -61,12 +64,12 @@ class _MeanOverExamples(Metric):
 
 
 class ActiveUnits(_MeanOverExamples):
-    r"""How many latent dimensions a posterior uses: those whose mean varies over the data by more than a threshold.
+    r"""The number of active latent dimensions: the variance of their mean over the data exceeds a threshold.
 
     .. math:: \left|\left\{u : \operatorname{Var}_x\left(E_{q(u|x)}[u]\right) > \text{threshold}\right\}\right|
 
-    The variance over examples is the unbiased one, with the divisor N - 1. It is right to about 1e-15 times the square
-    of the mean.
+    The variance over examples is unbiased, with the divisor N - 1. Its error is about 1e-15 times the square of the
+    mean.
 
     Args:
         threshold: a variance, in the latent's unit squared.
@@ -97,12 +100,12 @@ class ActiveUnits(_MeanOverExamples):
         self.add_state("squares", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, posterior: Distribution | Tensor, sample_weight: Tensor | None = None) -> None:
-        r"""Takes in N examples.
+        r"""Adds N examples.
 
         Args:
             posterior: q(z|x), or its means, (N, \*latent).
             sample_weight: (N,), 0 for padding.
-        Raises: ValueError: another latent shape than before; weights that are not (N,); the message holds the shapes.
+        Raises: ValueError: another latent shape than before; weights of another shape than (N,).
         """
         mean = _wide(_mean(posterior))
         self._check_latent(mean)
@@ -115,9 +118,9 @@ class ActiveUnits(_MeanOverExamples):
         return (self._variances() > self.threshold).sum()
 
     def variances(self) -> Tensor:
-        r"""The variance of each posterior mean over all examples of all processes, (\*latent); NaN before the second.
+        r"""The variance of each posterior mean over all examples of all processes, (\*latent); NaN for fewer than two.
 
-        As ``compute()``, it is called on all processes or none.
+        It is a collective, as ``compute()``: call it on all processes.
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             return self._variances()
@@ -134,14 +137,14 @@ class KLPerDimension(_MeanOverExamples):
     r"""D_KL(posterior || prior) of each latent dimension, the mean over all examples, in nats.
 
     Args:
-        kl: a term that has ``per_dimension(posterior, prior, sample)``; ``None`` is :class:`kldiv.ExactKLLoss`.
+        kl: a term with ``per_dimension(posterior, prior, sample)``; ``None``: :class:`kldiv.ExactKLLoss`.
         kwargs: those of ``torchmetrics.Metric``.
-    Raises: TypeError: a term that is called with tensors, or is none.
+    Raises: TypeError: a term that is called with tensors, or no KL term.
 
-    ``update(posterior, prior=None, sample=None, sample_weight=None)`` takes what the term takes, and weights (N,) of
-    the examples, 0 for padding, which counts nothing even where it is NaN. ``compute()``: shape (\*latent), but () for
-    a single number, which is torchmetrics' way; NaN before the first example. Where there are several processes each
-    must have been given a batch, of examples of weight 0 if need be.
+    ``update(posterior, prior=None, sample=None, sample_weight=None)`` takes the arguments of the term, and the weights
+    (N,) of the examples: 0 for padding, which counts nothing even if it is NaN. ``compute()`` has the shape (\*latent),
+    or () for a single number, as torchmetrics returns it; NaN before the first example. With several processes each
+    must get a batch, if need be of examples of weight 0.
 
     >>> metric = KLPerDimension()
     >>> metric.update(torch.distributions.Normal(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), 1.0))
@@ -152,7 +155,7 @@ class KLPerDimension(_MeanOverExamples):
     def __init__(self, kl: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kl: Any = ExactKLLoss() if kl is None else kl
-        # one that is called with tensors has no unreduced(posterior, prior, sample)
+        # a term of tensors has no unreduced(posterior, prior, sample)
         if not (hasattr(self.kl, "unreduced") and hasattr(self.kl, "per_dimension")):
             raise TypeError(
                 f"kl is a {type(kl).__name__}, which has no KL of one dimension of two distributions: pass "
@@ -166,13 +169,13 @@ class KLPerDimension(_MeanOverExamples):
         sample: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> None:
-        r"""Takes in N examples.
+        r"""Adds N examples.
 
         Args:
             posterior, prior, sample: q(z|x), p(z) and z, as the term takes them.
             sample_weight: (N,), 0 for padding.
         Raises: ValueError: a pair that does not factorise over its dimensions; another latent shape than before;
-            weights that are not (N,); the message holds the shapes.
+            weights of another shape than (N,).
         """
         kl = _wide(self.kl.per_dimension(posterior, prior, sample))
         self._check_latent(kl)
@@ -182,18 +185,19 @@ class KLPerDimension(_MeanOverExamples):
 
 
 class RateDistortion(Metric):
-    r"""Where a model stands between compression and fidelity: means over all examples, in nats.
+    r"""Rate, distortion and their sum, the negative ELBO: means over all examples, in nats.
 
-    The rate is D_KL(posterior || prior), the distortion the negative log-likelihood of the data given the latent, and
-    their sum the negative ELBO, whatever the weight of the KL in the loss.
+    The rate is D_KL(posterior || prior), and the distortion the negative log-likelihood of the data given the latent.
+    The weight of the KL in the loss does not matter.
 
     Args:
         kwargs: those of ``torchmetrics.Metric``.
 
-    ``update(terms, count=None, sample_weight=None)`` takes what :class:`kldiv.ELBOLoss` gives: terms per example, with
-    weights (N,), 0 for padding, which counts nothing even where it is NaN; or their means over a batch, and how many
-    examples it has. (Sums, of ``reduction="sum"``, cannot be told from means.) ``compute()``: a dictionary of
-    ``"rate"``, ``"distortion"`` and ``"negative_elbo"``, each of shape (); NaN before the first example.
+    ``update(terms, count=None, sample_weight=None)`` takes the terms of :class:`kldiv.ELBOLoss`. Terms per example come
+    with the weights (N,) of the examples: 0 for padding, which counts nothing even if it is NaN. Means over a batch
+    come with ``count``, its number of examples. (Sums, of ``reduction="sum"``, look like means and are wrong here.)
+    ``compute()`` returns a dictionary of ``"rate"``, ``"distortion"`` and ``"negative_elbo"``, each of shape (); NaN
+    before the first example.
 
     Source: Alemi et al. 2018, "Fixing a Broken ELBO", where the distortion is D and the rate R.
 
@@ -219,15 +223,15 @@ class RateDistortion(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, terms: ELBOTerms, count: float | None = None, sample_weight: Tensor | None = None) -> None:
-        """Takes in N examples.
+        """Adds N examples.
 
         Args:
             terms: of an ELBO, (N,) each with ``reduction="none"``, else the means over a batch.
             count: examples in the batch, for means.
             sample_weight: (N,), 0 for padding, for terms per example.
         Raises:
-            TypeError: what are no terms of an ELBO.
-            ValueError: means without a count, or with weights; a count that is not N; weights that are not (N,).
+            TypeError: ``terms`` are not those of an ELBO.
+            ValueError: means without a count, or with weights; a count that is not N; weights of another shape.
         """
         if not isinstance(terms, ELBOTerms):
             raise TypeError(f"terms is a {type(terms).__name__}: pass what kldiv.ELBOLoss gives, elbo(output, x, q)")
@@ -281,7 +285,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _weight(sample_weight: Tensor | None, values: Tensor) -> Tensor:
-    """One weight for each of the values (N, ...), of their type."""
+    """The weights of the examples, (N,), in the dtype of the values (N, ...)."""
     if sample_weight is None:
         return values.new_ones(len(values))
     if sample_weight.shape != values.shape[:1]:
@@ -292,7 +296,7 @@ def _weight(sample_weight: Tensor | None, values: Tensor) -> Tensor:
 def _weighted_sum(values: Tensor, weight: Tensor) -> Tensor:
     r"""Values (N, \*latent), summed to (1, \*latent)."""
     weight = weight.view(-1, *[1] * (values.ndim - 1))
-    # where, for 0 times what is not finite is to count nothing
+    # 0 * NaN is NaN
     return torch.where(weight != 0, values * weight, 0.0).sum(0, keepdim=True)
 
 

@@ -1,20 +1,29 @@
-"""The last line of every term: from nats per example to what is asked for."""
+"""Reductions: from nats per example, (N,), to a loss.
+
+``"batchmean"``, the default, is the sum over everything divided by N, and 0 for N = 0; ``"sum"`` is the sum over
+everything; ``"none"`` leaves (N,). N is the number of examples, dimension 0: latent dimensions and pixels are always
+summed, never averaged.
+"""
+
+from typing import Literal, get_args
 
 from torch import Tensor
 
 __all__ = [
     "REDUCTIONS",
+    "Reduction",
     "check_reduction",
     "reduce",
     "sum_latent",
 ]
 
+Reduction = Literal["batchmean", "sum", "none"]
 
-REDUCTIONS = ("batchmean", "sum", "none")
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
-def check_reduction(reduction: str) -> str:
-    """``reduction`` itself, where it is one of ours.
+def check_reduction(reduction: str) -> Reduction:
+    """``reduction`` itself, where it is one of :data:`REDUCTIONS`.
 
     Raises: ValueError: for any other, and for ``"mean"`` with what to write instead.
     """
@@ -30,22 +39,17 @@ def check_reduction(reduction: str) -> str:
 
 
 def sum_latent(values: Tensor) -> Tensor:
-    """Values of shape (N, ...) summed to (N,): everything but the example is latent (or an event)."""
+    r"""Values (N, \*latent), or (N, \*event), summed to (N,)."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values
 
 
-def reduce(per_example: Tensor, reduction: str) -> Tensor:
-    """Nats per example, shape (N,), to a loss.
-
-    Args:
-        per_example: (N,).
-        reduction: ``"batchmean"``: the sum divided by N, and 0 for N = 0; ``"sum"``; ``"none"``: (N,) as it is.
+def reduce(per_example: Tensor, reduction: Reduction) -> Tensor:
+    """Nats per example, (N,), to a loss: (), or (N,) with ``"none"``.
 
     >>> import torch
     >>> reduce(torch.tensor([1.0, 3.0]), "batchmean"), reduce(torch.tensor([]), "batchmean")
     (tensor(2.), tensor(0.))
     """
-    if check_reduction(reduction) == "none":
-        return per_example
-    total = per_example.sum()
-    return total / max(per_example.shape[0], 1) if reduction == "batchmean" else total
+    if reduction == "batchmean":
+        return per_example.sum() / max(per_example.shape[0], 1)
+    return per_example if check_reduction(reduction) == "none" else per_example.sum()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.utils._pytree import tree_map
 
 import kldiv
 from tests.two_processes import in_two_processes
@@ -183,7 +184,7 @@ class TestRateDistortion:
         metric = RateDistortion()
         metric.update(terms_of(slice(0, 9), "batchmean"), count=9)
         before = metric.compute()
-        metric.update(kldiv.ELBOTerms(*torch.full((5,), torch.nan)), count=0)
+        metric.update(kldiv.ELBOTerms(*torch.full((5,), torch.nan), ()), count=0)
         assert metric.compute() == before
 
     def test_bad_arguments(self):
@@ -216,7 +217,7 @@ def test_padding_counts_nothing_even_where_it_is_nan(metric_class, data):
     weight[padding] = 0
     padded = data(index)
     if metric_class is RateDistortion:
-        padded = kldiv.ELBOTerms(*(term.where(weight > 0, torch.nan) if term.ndim else term for term in padded))
+        padded = tree_map(lambda term: term.where(weight > 0, torch.nan) if term.ndim else term, padded)
     else:
         padded = nan_where(padded, padding)
     metric, expected = metric_class(), metric_class()

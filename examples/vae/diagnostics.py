@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.image import imread
 
-import kldiv
 from examples.vae.data import Batch
 from examples.vae.evaluate import ACTIVE
 from examples.vae.figures import kl_over_training
@@ -83,7 +82,8 @@ class LatentDiagnostics(Callback):
         self._kl.update(outputs["posterior"], sample_weight=weight)
         terms = outputs["terms"]
         if pl_module.elbo.reduction == "sum":
-            terms = kldiv.ELBOTerms(*(term / len(batch.image) for term in terms))
+            count = len(batch.image)
+            terms = terms._replace(kl=terms.kl / count, reconstruction=terms.reconstruction / count)
         # means over equal shares, padding and all, which average to the mean over the true count
         self._rate_distortion.update(terms, count=batch.count / trainer.world_size)
 

@@ -128,7 +128,8 @@ class VAE(LightningModule):
                     f"training diverged: the loss is {logged.loss.item()} after {self.global_step} steps. "
                     "A smaller learning rate is the first thing to try"
                 )
-            self.log_dict({f"train/{name}": value for name, value in logged._asdict().items()})
+            terms_of_all_groups = {name: value for name, value in logged._asdict().items() if name != "kl_per_group"}
+            self.log_dict({f"train/{name}": value for name, value in terms_of_all_groups.items()})
             bar = {"elbo": -logged.negative_elbo, "reconstruction": logged.reconstruction, "kl": logged.kl}
             self.log_dict(bar, prog_bar=True, logger=False)
         return terms.loss

@@ -1,4 +1,4 @@
-"""The evidence lower bound, composed of likelihood, KL, transform and weight; its importance-weighted kin."""
+"""The evidence lower bound: ELBOLoss, importance weighting, log-likelihoods, weights and transforms of the KL."""
 
 from kldiv.elbo.controllers import GECO, Controller, PIDController
 from kldiv.elbo.elbo import ELBOLoss

@@ -1,8 +1,8 @@
-"""Weights of the KL that steer it, or the reconstruction, to a target: they learn from what training has measured."""
+"""Controllers, GECO and PIDController: weights of the KL that steer it or the reconstruction to a target."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +15,32 @@ __all__ = ["GECO", "Controller", "PIDController"]
 
 
 class Controller(Stepped):
-    """A weight that each optimiser step moves, by what the training batches since the last one have measured.
+    """A weight that moves with each optimiser step, by the terms of the training batches since the last step.
 
-    :class:`kldiv.ELBOLoss` calls :meth:`observe` in training mode with detached terms. :meth:`step` takes their mean,
-    over all processes where there are several, and a subclass computes :meth:`moved` of it. Every process must step,
-    for the mean is taken of all. State is ``float32`` at least, whatever dtype the module is moved to.
+    :class:`kldiv.ELBOLoss` calls :meth:`observe` in training mode. :meth:`step` takes the mean over the observed
+    examples of all processes, and a subclass computes :meth:`moved` from it. The mean is a collective, so every process
+    must step. State is ``float32`` at least, whatever dtype the module is moved to.
 
     Args:
         target: nats per example: a number, or a module called without arguments such as :class:`kldiv.LinearWarmup`.
-        measures: ``"reconstruction"`` or ``"kl"``, what the target is one of.
-        lowest, highest: what the weight stays between.
+        measures: ``"reconstruction"`` or ``"kl"``, the term that has the target.
+        lowest, highest: the bounds of the weight.
         start: the first weight.
-        group: the process group; ``None``: the whole world.
-    Raises: ValueError: a target that is not finite; bounds that are out of order, or a start that is not within.
+        process_group: the processes whose measurements count; ``None``: the whole world.
+    Raises: ValueError: a target that is not finite; bounds that are out of order; a start outside of the bounds.
     """
 
     weight: Tensor
     target: float | nn.Module
 
     def __init__(
-        self, target: float | nn.Module, measures: str, lowest: float, highest: float, start: float, group: Any
+        self,
+        target: float | nn.Module,
+        measures: Literal["reconstruction", "kl"],
+        lowest: float,
+        highest: float,
+        start: float,
+        process_group: Any,
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module) and not math.isfinite(target):
@@ -44,20 +50,20 @@ class Controller(Stepped):
         if not lowest <= start <= highest:
             raise ValueError(f"start={start} is not between lowest={lowest} and highest={highest}")
         self.target, self.measures, self.lowest, self.highest = target, measures, lowest, highest
-        self.start, self.group = start, group
+        self.start, self.process_group = start, process_group
         self.register_buffer("weight", torch.tensor(float(start)))
-        # sum and number of examples since the last step, which no checkpoint falls between. No buffer: that of rank 0
-        # would be broadcast to the others before each forward pass
+        # sum and number of examples since the last step; a checkpoint is taken after a step, when both are 0. Not a
+        # buffer: DistributedDataParallel would overwrite it with that of rank 0 before each forward pass
         self.observed = torch.zeros(2)
 
     def forward(self) -> Tensor:
         self.use()
-        return self.weight.clone()  # a step moves it in place, and the graph may be kept beyond
+        return self.weight.clone()  # a step changes it in place, and the graph may outlive the step
 
     @torch.no_grad()
     def observe(self, reconstruction: Tensor, kl: Tensor, sample_weight: Tensor | None = None) -> None:
-        """Notes the nats of a batch's examples for the next step: (N,) each, times the weights if there are any."""
-        if torch._C._are_functorch_transforms_active():  # whose tensors do not outlive them
+        """Adds a batch to the observed examples: terms of shape (N,), times the weights of the examples if any."""
+        if torch._C._are_functorch_transforms_active():  # their tensors do not outlive them
             return
         values = (reconstruction if self.measures == "reconstruction" else kl).detach()
         count = values.new_full((), float(len(values))) if sample_weight is None else sample_weight.sum()
@@ -66,9 +72,9 @@ class Controller(Stepped):
 
     @torch.no_grad()
     def step(self, taken: Tensor | int = 1) -> None:
-        """Moves the weight by what was observed since the last step: not at all where ``taken`` is 0 or it is NaN."""
+        """Moves the weight by the observed mean; not where ``taken`` is 0 or the mean is not finite."""
         super().step(taken)
-        total, count = world_sum(self.observed, self.group).unbind()
+        total, count = world_sum(self.observed, self.process_group).unbind()
         self.observed = torch.zeros_like(self.observed)
         mean = total / torch.where(count > 0, count, 1.0)
         moves = (count > 0) & mean.isfinite()
@@ -84,11 +90,11 @@ class Controller(Stepped):
         raise NotImplementedError
 
     def moved(self, error: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state after a step in which the measured mean exceeded the target by so many nats."""
+        """The state after a step in which the measured mean exceeded the target by ``error`` nats."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Controller":
-        convert = keep_precision(fn)  # an integral in bfloat16 would stand still
+        convert = keep_precision(fn)  # in bfloat16 the integral would not move
         super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         self.observed = convert(self.observed)
         return self
@@ -99,23 +105,23 @@ class Controller(Stepped):
 
 
 class GECO(Controller):
-    r"""Steers the reconstruction to a target: the KL is minimised under the constraint that it is met.
+    r"""Steers the reconstruction to a target: the KL is minimised under the constraint that the target is met.
 
     .. math:: \ln w \leftarrow \ln w - \nu \bar C, \qquad \bar C \leftarrow \alpha \bar C + (1 - \alpha) (R - R^*)
 
-    R is the mean reconstruction term of the batches since the last step and R* the target, in nats per example. While
-    the reconstruction is worse than its target the weight of the KL falls, and once it is better it rises. With
-    :math:`\lambda` the paper's multiplier of the constraint, :math:`w = 1/\lambda`; the loss is theirs divided by
-    :math:`\lambda`, so that the reconstruction keeps its scale.
+    R is the mean reconstruction term of the batches since the last step and R* the target, in nats per example. The
+    weight of the KL falls while the reconstruction is worse than its target, and rises while it is better.
+    :math:`w = 1/\lambda`, with :math:`\lambda` the paper's multiplier of the constraint: our loss is the paper's
+    divided by :math:`\lambda`, so that the reconstruction keeps its scale.
 
     Args:
         target: R*, nats per example: a number, or a module called without arguments.
         rate: :math:`\nu`, positive, per nat and step: an error of 1 / ``rate`` nats changes the weight by a factor e in
-            a step.
-        momentum: :math:`\alpha`, in [0, 1), of the moving average; its first value is the first batch's.
-        lowest, highest: what the weight stays between; ``lowest`` positive.
+            one step.
+        momentum: :math:`\alpha`, in [0, 1), of the moving average, which starts at the first error.
+        lowest, highest: the bounds of the weight; ``lowest`` is positive.
         start: the first weight.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose measurements count; ``None``: the whole world.
     Raises: ValueError: an argument out of its range.
     Source: Rezende & Viola 2018, algorithm 1.
 
@@ -136,9 +142,9 @@ class GECO(Controller):
         lowest: float = 1e-4,
         highest: float = 1e4,
         start: float = 1.0,
-        group: Any = None,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(target, "reconstruction", lowest, highest, start, group)
+        super().__init__(target, "reconstruction", lowest, highest, start, process_group)
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rate={rate} must be finite and positive")
         if not 0 <= momentum < 1:
@@ -154,7 +160,7 @@ class GECO(Controller):
     def moved(self, error: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
         before = torch.where(state["average"].isnan(), error, state["average"])
         average = self.momentum * before + (1 - self.momentum) * error
-        # the exponent is held where no weight is finite or positive beyond it
+        # beyond, exp overflows or underflows float32
         factor = torch.exp((-self.rate * average).clamp(-80.0, 80.0))
         return {"weight": (state["weight"] * factor).clamp(self.lowest, self.highest), "average": average}
 
@@ -163,22 +169,21 @@ class GECO(Controller):
 
 
 class PIDController(Controller):
-    r"""Steers the KL to a target, as ControlVAE does: a proportional term that saturates, and an integral.
+    r"""Steers the KL to a target, as ControlVAE does, by a proportional term that saturates and an integral.
 
     .. math:: w = \frac{K_p}{1 + e^{\,e}} + I + w_{\min}, \qquad I \leftarrow I - K_i\, e, \qquad e = D^* - D
 
-    D is the mean KL of the batches since the last step and D* the target, in nats per example. The integral goes no
-    further than to where w is at one of its bounds. The paper leaves the derivative out, as stochastic gradients make
-    it noise, and so do we.
+    D is the mean KL of the batches since the last step and D* the target, in nats per example. The integral stops where
+    w reaches one of its bounds. There is no derivative, as in the paper: stochastic gradients make it noise.
 
     Args:
         target: D*, nats per example: a number, or a module called without arguments such as
             ``LinearWarmup(steps=25000, end=25.0)``.
         proportional: :math:`K_p`, not negative.
         integral: :math:`K_i`, not negative, per nat and step.
-        lowest, highest: what the weight stays between; ``lowest`` is :math:`w_{\min}`.
-        start: the first weight: the integral begins at what is left of it. ``None``: ``lowest``.
-        group: the process group; ``None``: the whole world.
+        lowest, highest: the bounds of the weight; ``lowest`` is :math:`w_{\min}`.
+        start: the first weight, at which the integral starts. ``None``: ``lowest``.
+        process_group: the processes whose measurements count; ``None``: the whole world.
     Raises: ValueError: an argument out of its range.
     Source: Shao et al. 2020 (ControlVAE), algorithm 1; the bounds 0 and 1 for text, 1 and above for disentangling.
 
@@ -199,10 +204,10 @@ class PIDController(Controller):
         lowest: float = 0.0,
         highest: float = 1.0,
         start: float | None = None,
-        group: Any = None,
+        process_group: Any = None,
     ) -> None:
         start = lowest if start is None else start
-        super().__init__(target, "kl", lowest, highest, start, group)
+        super().__init__(target, "kl", lowest, highest, start, process_group)
         for name, value in (("proportional", proportional), ("integral", integral)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value} must be finite and not negative")
@@ -214,7 +219,7 @@ class PIDController(Controller):
 
     def moved(self, error: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
         proportional = self.proportional * torch.sigmoid(error)  # error is D - D*
-        # no further than to a bound: what it piled up beyond would have to be taken off before the weight moves
+        # anti-windup: beyond a bound it would have to come back before the weight moves
         integrated = (state["integrated"] + self.integral * error).clamp(
             -proportional, self.highest - self.lowest - proportional
         )

@@ -1,22 +1,21 @@
-"""The evidence lower bound, composed of a likelihood term, a KL term, a transform and a weight."""
+"""ELBOLoss: the evidence lower bound, made of a likelihood term, a KL term, a transform and a weight."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import factorise
+from kldiv.distributions import check_distributions, factorise
 from kldiv.elbo.controllers import Controller
 from kldiv.elbo.schedules import step_schedules
-from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighted
-from kldiv.elbo.transforms import apply_to_groups, is_of_batch
-from kldiv.losses import ExactKLLoss
+from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, total, weighted
+from kldiv.elbo.transforms import transform_groups
+from kldiv.losses import ExactKLLoss, KLValues
 from kldiv.numerics import check_broadcast
-from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
     "ELBOLoss",
@@ -31,13 +30,12 @@ class ELBOLoss(nn.Module):
     Args:
         reconstruction: the likelihood term, called (output, target), such as :class:`kldiv.BernoulliNLL`.
         kl: the KL term, called (posterior, prior); ``None`` is :class:`kldiv.ExactKLLoss`.
-        transform: a module from (N, ...) to (N, ...) that shapes the KL before it is summed over latent dimensions,
-            such as :class:`kldiv.FreeBits` or a ``nn.Sequential`` of several; with several latent groups each by
-            itself, unless it is to join them.
-        weight: of the KL in the loss: a number, or a module called without arguments such as
-            :class:`kldiv.LinearWarmup`.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
-            What the terms were given as their own reduction does not count.
+        transform: T, a module from (N, ...) to (N, ...), such as :class:`kldiv.FreeBits` or a ``nn.Sequential`` of
+            several. It is applied before the sum over latent dimensions, to each latent group alone; a transform that
+            joins the groups, such as :class:`kldiv.Capacity`, gets them together.
+        weight: w, a number, or a module called without arguments such as :class:`kldiv.LinearWarmup`.
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
+            The terms' own reductions do not count.
     Raises:
         ValueError: ``"mean"`` and unknown reductions; a weight that is negative or not finite.
         TypeError: a KL term that is called with tensors.
@@ -61,11 +59,11 @@ class ELBOLoss(nn.Module):
         *,
         transform: nn.Module | None = None,
         weight: float | nn.Module = 1.0,
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__()
         kl = ExactKLLoss() if kl is None else kl
-        if not hasattr(kl, "unreduced_with_kl"):
+        if not hasattr(kl, "kl_values"):
             raise TypeError(
                 f"kl is a {type(kl).__name__}, which is not called with distributions. Inside an ELBO use "
                 "kldiv.ExactKLLoss() or another kldiv.KLTerm, and call the ELBO with a distribution: "
@@ -79,7 +77,7 @@ class ELBOLoss(nn.Module):
         if name == "weight" and not isinstance(value, nn.Module):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"weight={value} must be finite and not negative")
-            self._modules.pop("weight", None)  # a schedule gives way to a number
+            self._modules.pop("weight", None)  # a number replaces a schedule
         super().__setattr__(name, value)
 
     def forward(
@@ -94,111 +92,117 @@ class ELBOLoss(nn.Module):
         target_mask: Tensor | None = None,
         latent_mask: Tensor | Sequence[Tensor | None] | None = None,
     ) -> ELBOTerms:
-        r"""The terms of the bound.
+        r"""The terms of the bound. For several latent groups, posterior, prior, sample and latent mask are sequences.
 
         Args:
             output, target: for the likelihood term; dimension 0 of the target is the example.
-            posterior, prior: q(z|x) and p(z), or sequences of them, one entry a latent group. ``None``: the standard
-                normal, uniform categories.
-            sample: the latent sample the decoder consumed, which a Monte Carlo term uses instead of its own; for groups
-                a sequence.
-            sample_weight: (N,), multiplies every term of an example; at 0 it counts nothing (its KL and its likelihood
-                must be finite, for the gradient's sake).
-            target_mask: broadcasts to the target; elements at 0 or False count nothing.
-            latent_mask: broadcasts to (N, \*latent), for pairs that factorise; latents at 0 or False count nothing
-                (their KL must be finite, for the gradient's sake). For groups a sequence.
+            posterior, prior: q(z|x) and p(z). ``None``: the standard normal, or uniform categories.
+            sample: the latent sample the decoder consumed. A Monte Carlo term uses it instead of drawing its own.
+            sample_weight: (N,), multiplies every term of an example. An example of weight 0 counts nothing; its KL and
+                its likelihood must be finite, or the gradient is NaN.
+            target_mask: broadcasts to the target. Elements at 0 or False count nothing.
+            latent_mask: broadcasts to (N, \*latent), for pairs that factorise. Latents at 0 or False count nothing;
+                their KL must be finite, or the gradient is NaN.
         Raises:
-            TypeError: a posterior that is a tensor. ValueError: shapes that do not fit; the message holds them.
+            TypeError: a posterior that is a tensor.
+            ValueError: shapes that do not fit; the message holds them.
         """
-        masked = () if target_mask is None else (target_mask,)
-        reconstruction: Tensor = self.reconstruction.per_example(output, target, *masked)
-        values, kls, latent_masks = [], [], []
-        is_kl = self.transform is None
-        for group in latent_groups(posterior, prior=prior, sample=sample, latent_mask=latent_mask):
-            value, kl = self._kl_values(**group)
-            if value.shape[0] != reconstruction.shape[0]:
-                raise ValueError(
-                    f"the posterior has {value.shape[0]} examples (KL of shape {tuple(value.shape)}) and the "
-                    f"reconstruction {reconstruction.shape[0]}: dimension 0 is the example for both"
-                )
-            values.append(value)
-            kls.append(sum_latent(kl))
-            is_kl = is_kl and value is kl
-            latent_masks.append(group["latent_mask"])
-        weigh = None if sample_weight is None else functools.partial(weighted, sample_weight=sample_weight)
-        if weigh is not None:
-            reconstruction, kls = weigh(reconstruction), [weigh(kl) for kl in kls]
-        kl = sum(kls[1:], kls[0])
-        shaped = kl if is_kl else self._shaped(values, latent_masks, weigh)
-        if isinstance(self.weight, nn.Module):
-            weight: Tensor = self.weight()
-            if weight.shape != ():
-                raise ValueError(f"{type(self.weight).__name__} gives a weight of shape {tuple(weight.shape)}, not ()")
-            if self.training and isinstance(self.weight, Controller):
-                self.weight.observe(reconstruction, kl, sample_weight)
-        else:
-            weight = torch.full((), self.weight, dtype=kl.dtype, device=kl.device)
-        of_bound = reduce(kl, self.reduction)
-        of_loss = of_bound if shaped is kl else reduce(shaped, self.reduction)
-        reconstruction = reduce(reconstruction, self.reduction)
-        terms = ELBOTerms(
-            reconstruction + weight * of_loss, reconstruction + of_bound, reconstruction, of_bound, weight
-        )
-        terms.kl_per_group = tuple(reduce(each, self.reduction) for each in kls) if len(kls) > 1 else (of_bound,)
-        return terms
+        reconstruction = self._reconstruction(output, target, target_mask)  # (N,)
+        groups = latent_groups(posterior, prior=prior, sample=sample, latent_mask=latent_mask)
+        values = [self._kl_values(**group) for group in groups]  # (N, *latent) each
+        _check_examples(values, reconstruction)
 
-    def _shaped(
-        self, values: list[Tensor], masks: list[Tensor | None], weigh: Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
-        """What the transform makes of the KL of each example, (N,)."""
-        if self.transform is None:
-            shaped = values if weigh is None else [weigh(value) for value in values]
-        else:
-            shaped = apply_to_groups(self.transform, values, weigh)
-            if len(shaped) == len(values):
-                # what is masked costs no free bits either; of a batch's mean, what is masked in all of it
-                of_batch = is_of_batch(self.transform)
-                for k, (value, mask) in enumerate(zip(values, masks, strict=True)):
-                    if mask is not None and shaped[k].shape == value.shape:
-                        none = (mask == 0).expand(value.shape)
-                        shaped[k] = shaped[k].masked_fill(none.all(0) if of_batch else none, 0)
-        each = [sum_latent(value) for value in shaped]
-        return sum(each[1:], each[0])
+        reconstruction = weighted(reconstruction, sample_weight)
+        kl_per_group = [weighted(sum_latent(each.kl), sample_weight) for each in values]  # (N,) each
+        kl = total(kl_per_group)
+        transformed = self._transformed(values, groups, sample_weight)
+        weight = self._current_weight(reconstruction, kl, sample_weight)
+
+        reconstruction, kl = reduce(reconstruction, self.reduction), reduce(kl, self.reduction)
+        in_loss = kl if transformed is None else reduce(transformed, self.reduction)
+        return ELBOTerms(
+            loss=reconstruction + weight * in_loss,
+            negative_elbo=reconstruction + kl,
+            reconstruction=reconstruction,
+            kl=kl,
+            weight=weight,
+            kl_per_group=(kl,) if len(groups) == 1 else tuple(reduce(each, self.reduction) for each in kl_per_group),
+        )
 
     def step(self) -> None:
-        """One optimiser step, for every schedule inside. :func:`kldiv.attach` does it by itself."""
+        """One optimiser step, for every schedule inside. After :func:`kldiv.attach` nobody has to call it."""
         step_schedules(self)
+
+    def _reconstruction(self, output: Tensor | Sequence[Tensor], target: Tensor, mask: Tensor | None) -> Tensor:
+        """-ln p(x|z) of each example, (N,)."""
+        given = () if mask is None else (mask,)  # a likelihood of the user's own may take no mask
+        nll: Tensor = self.reconstruction.per_example(output, target, *given)
+        return nll
 
     def _kl_values(
         self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, latent_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        r"""The term as it enters the loss, (N, \*latent), and the KL divergence itself."""
-        if not isinstance(posterior, Distribution):
-            raise TypeError(
-                f"the posterior is a {type(posterior).__name__}, and an ELBO takes distributions: "
-                "elbo(output, target, kldiv.DiagonalNormal(mean, log_var))"
-            )
-        values, raw = self.kl.unreduced_with_kl(posterior, prior, sample)
+    ) -> KLValues:
+        r"""The KL of a latent group, (N, \*latent), 0 where it is masked."""
+        check_distributions("Write elbo(output, target, kldiv.DiagonalNormal(mean, log_var))", posterior=posterior)
+        values: KLValues = self.kl.kl_values(posterior, prior, sample)
         if latent_mask is None:
-            return values, raw
-        if factorise(posterior) is None or (prior is not None and factorise(prior) is None):
+            return values
+        self._check_latent_mask(latent_mask, values, posterior, prior)
+        masked = latent_mask == 0
+        penalty = None if values.penalty is None else values.penalty.masked_fill(masked, 0)
+        return KLValues(values.kl.masked_fill(masked, 0), penalty)
+
+    def _check_latent_mask(
+        self, mask: Tensor, values: KLValues, posterior: Distribution, prior: Distribution | None
+    ) -> None:
+        """Raises: ValueError: a mask of another shape than the KL's, or a KL that is not one of each dimension."""
+        whole = factorise(posterior)
+        if whole is None or (prior is not None and factorise(prior) is None):
             raise ValueError(
-                f"latent_mask {tuple(latent_mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
+                f"latent_mask {tuple(mask.shape)} masks latent dimensions, and {type(posterior).__name__} with "
                 f"{type(prior).__name__} does not factorise over them. For whole examples write sample_weight="
             )
-        whole = factorise(posterior)
-        if whole is not None and values.shape != whole.batch_shape:
+        shape = values.in_loss.shape
+        if shape != whole.batch_shape:
             raise ValueError(
-                f"latent_mask {tuple(latent_mask.shape)} masks latent dimensions, and {type(self.kl).__name__} gives "
-                f"no KL of one dimension, but {tuple(values.shape)}. For whole examples write sample_weight="
+                f"latent_mask {tuple(mask.shape)} masks latent dimensions, and {type(self.kl).__name__} gives no KL "
+                f"of one dimension, but {tuple(shape)}. For whole examples write sample_weight="
             )
-        if check_broadcast(kl=values.shape, latent_mask=latent_mask.shape) != values.shape:
-            raise ValueError(
-                f"latent_mask {tuple(latent_mask.shape)} must broadcast to the KL's shape {tuple(values.shape)}"
-            )
-        masked: Tensor = values.masked_fill(latent_mask == 0, 0)
-        return masked, masked if raw is values else raw.masked_fill(latent_mask == 0, 0)
+        if check_broadcast(kl=shape, latent_mask=mask.shape) != shape:
+            raise ValueError(f"latent_mask {tuple(mask.shape)} must broadcast to the KL's shape {tuple(shape)}")
+
+    def _transformed(
+        self, values: list[KLValues], groups: list[dict[str, Any]], sample_weight: Tensor | None
+    ) -> Tensor | None:
+        """The KL as it enters the loss, (N,), weighted by example; ``None`` where it is the KL itself."""
+        if self.transform is not None:
+            in_loss, masks = [each.in_loss for each in values], [group["latent_mask"] for group in groups]
+            return total([sum_latent(each) for each in transform_groups(self.transform, in_loss, masks, sample_weight)])
+        if all(each.penalty is None for each in values):
+            return None
+        return total([weighted(sum_latent(each.in_loss), sample_weight) for each in values])
+
+    def _current_weight(self, reconstruction: Tensor, kl: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """The weight of the KL, (). In training mode a controller notes the terms, (N,) each."""
+        if not isinstance(self.weight, nn.Module):
+            return torch.full((), self.weight, dtype=kl.dtype, device=kl.device)
+        weight: Tensor = self.weight()
+        if weight.shape != ():
+            raise ValueError(f"{type(self.weight).__name__} gives a weight of shape {tuple(weight.shape)}, not ()")
+        if self.training and isinstance(self.weight, Controller):
+            self.weight.observe(reconstruction, kl, sample_weight)
+        return weight
 
     def extra_repr(self) -> str:
         weight = "" if isinstance(self.weight, nn.Module) else f"weight={self.weight}, "
         return f"{weight}reduction={self.reduction!r}"
+
+
+def _check_examples(values: list[KLValues], reconstruction: Tensor) -> None:
+    """Raises: ValueError: a posterior of another number of examples than the reconstruction."""
+    for each in values:
+        if each.kl.shape[0] != reconstruction.shape[0]:
+            raise ValueError(
+                f"the posterior has {each.kl.shape[0]} examples (KL of shape {tuple(each.kl.shape)}) and the "
+                f"reconstruction {reconstruction.shape[0]}: dimension 0 is the example for both"
+            )

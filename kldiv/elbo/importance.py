@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,20 @@ from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighte
 from kldiv.losses import check_posterior, check_sample_gradient
 from kldiv.numerics import check_broadcast, widen
 from kldiv.priors import standard_prior
-from kldiv.reduction import check_reduction, reduce
+from kldiv.reduction import Reduction, check_reduction, reduce
 
 __all__ = [
     "GRADIENTS",
+    "Gradient",
     "ImportanceWeightedELBOLoss",
     "LogLikelihood",
     "importance_log_likelihood",
 ]
 
 
-GRADIENTS = ("pathwise", "dreg", "sticking_the_landing")
+Gradient = Literal["pathwise", "dreg", "sticking_the_landing"]
+
+GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 
 
 class LogLikelihood(NamedTuple):
@@ -97,7 +100,7 @@ class ImportanceWeightedELBOLoss(nn.Module):
             ``"dreg"``, doubly reparametrised: in the encoder's parameters the weights enter squared and the score not
             at all, which has the same expectation and less variance. It costs a further backward pass to the sample.
             ``"sticking_the_landing"``, for K = 1 alone: beyond, it is biased.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
         ValueError: ``"mean"`` and unknown options.
         TypeError: a reconstruction that is no likelihood term.
@@ -113,7 +116,9 @@ class ImportanceWeightedELBOLoss(nn.Module):
 
     reconstruction: Any  # a module with per_example(output, target)
 
-    def __init__(self, reconstruction: nn.Module, *, gradient: str = "pathwise", reduction: str = "batchmean") -> None:
+    def __init__(
+        self, reconstruction: nn.Module, *, gradient: Gradient = "pathwise", reduction: Reduction = "batchmean"
+    ) -> None:
         super().__init__()
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r} is none of {', '.join(map(repr, GRADIENTS))}")
@@ -172,10 +177,8 @@ class ImportanceWeightedELBOLoss(nn.Module):
         terms = [term.to(parts.dtype) for term in terms]
         if sample_weight is not None:
             terms = [weighted(term, sample_weight) for term in terms]
-        loss, reconstruction, kl, *of_groups = (reduce(term, self.reduction) for term in terms)
-        found = ELBOTerms(loss, loss, reconstruction, kl, loss.new_ones(()))
-        found.kl_per_group = tuple(of_groups)
-        return found
+        loss, reconstruction, kl, *kl_per_group = (reduce(term, self.reduction) for term in terms)
+        return ELBOTerms(loss, loss, reconstruction, kl, loss.new_ones(()), tuple(kl_per_group))
 
     def log_weights(
         self,

@@ -1,4 +1,4 @@
-"""The weight of the KL as a function of the optimiser's step."""
+"""Schedules: the weight of the KL as a function of the optimiser's steps, and attach, which counts them."""
 
 import math
 import warnings
@@ -23,12 +23,13 @@ __all__ = [
 
 
 class Stepped(nn.Module):
-    """A number that changes with the optimiser's steps: neither batches nor forward calls count.
+    """A number that changes with the optimiser's steps. Batches and forward calls do not count.
 
-    Called without arguments: the value now, a tensor of shape (). :meth:`step` counts one step, in a buffer that
-    ``state_dict`` saves. A subclass computes :meth:`forward` and calls :meth:`use` there.
+    Called without arguments, it gives the current value, a tensor of shape (). :meth:`step` counts one step, in a
+    buffer that ``state_dict`` saves. A subclass computes :meth:`forward` and calls :meth:`use` there.
 
-    Warns: UserWarning: used in training and never stepped: after a hundred uses, or ten where training mode ends.
+    Warns: UserWarning: it is used in training and never stepped. It warns at the hundredth use, or at the end of
+        training mode after ten.
     """
 
     steps_taken: Tensor
@@ -45,11 +46,11 @@ class Stepped(nn.Module):
         self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
 
     def use(self) -> None:
-        """Notes a use in training, so that what nobody steps is found out. Compiled code notes none."""
+        """Counts a use in training, for the warning. Compiled code counts none."""
         if torch.compiler.is_compiling() or self.is_stepped or not (self.training and torch.is_grad_enabled()):
             return
         self._unstepped_uses += 1
-        if self._unstepped_uses == 100:  # many batches to accumulate gradients over
+        if self._unstepped_uses == 100:  # more batches than anyone accumulates gradients over
             self._warn()
 
     def train(self, mode: bool = True) -> "Stepped":
@@ -59,7 +60,7 @@ class Stepped(nn.Module):
         return self
 
     def _warn(self) -> None:
-        uses, self.is_stepped = self._unstepped_uses, True  # once is enough
+        uses, self.is_stepped = self._unstepped_uses, True  # warn once
         warnings.warn(
             f"{type(self).__name__} was used {uses} times in training and never stepped, so it stays where it began. "
             "Write kldiv.attach(elbo, optimizer) once, or elbo.step() after each optimizer.step()",
@@ -68,15 +69,15 @@ class Stepped(nn.Module):
 
 
 class Schedule(Stepped):
-    """A function of the optimiser's steps. A subclass computes :meth:`value` of the progress.
+    """A function of the optimiser's steps. A subclass computes :meth:`value`, a function of the progress.
 
     Args:
-        steps: how many steps the schedule takes, at least 1.
-        fraction: instead of ``steps``: the part of the whole run it takes, in (0, 1]. It needs the run's length, from
-            :func:`attach` or :attr:`total_steps`.
+        steps: the steps that the schedule takes, at least 1.
+        fraction: instead of ``steps``, the part of the whole run that the schedule takes, in (0, 1]. The length of the
+            run comes from :func:`attach` or :attr:`total_steps`.
     Raises:
         ValueError: both or neither of the two, or one out of its range.
-        RuntimeError: on the first call with a ``fraction`` and no total.
+        RuntimeError: when called, with a ``fraction`` and without the length of the run.
     """
 
     def __init__(self, *, steps: int | None = None, fraction: float | None = None) -> None:
@@ -92,7 +93,7 @@ class Schedule(Stepped):
         self.total_steps: int | None = None
 
     def value(self, progress: Tensor) -> Tensor:
-        """The value after that part of the schedule, from 0 on; 1 is its end and it may go beyond."""
+        """The value at a progress: 0 is the start of the schedule, 1 its end, and more than 1 after the end."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
@@ -116,7 +117,7 @@ class Schedule(Stepped):
         return torch.tensor(-1 if self.total_steps is None else self.total_steps)
 
     def set_extra_state(self, state: Any) -> None:
-        if self.total_steps is None and int(state) > 0:  # what attach() was told of this run goes before
+        if self.total_steps is None and int(state) > 0:  # the length that attach() was given comes first
             self.total_steps = int(state)
 
     def extra_repr(self) -> str:
@@ -124,7 +125,7 @@ class Schedule(Stepped):
 
 
 class Warmup(Schedule):
-    """From ``start`` to ``end`` on some way: a subclass computes :meth:`rise`, the part of it gone, from 0 to 1."""
+    """From ``start`` to ``end``. A subclass computes :meth:`rise`, the part of the way that is gone, from 0 to 1."""
 
     def __init__(
         self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
@@ -133,7 +134,7 @@ class Warmup(Schedule):
         self.start, self.end = start, end
 
     def rise(self, progress: Tensor) -> Tensor:
-        """The part of the way gone after that part of the schedule, which may be over."""
+        """The part of the way that is gone at a progress, which may be more than 1."""
         raise NotImplementedError
 
     def value(self, progress: Tensor) -> Tensor:
@@ -148,11 +149,11 @@ class LinearWarmup(Warmup):
 
     .. math:: s + (e - s) \min(n / \text{steps}, 1)
 
-    with n the optimiser steps taken so far.
+    n counts the optimiser's steps.
 
     Args:
         steps, fraction: the length, see :class:`Schedule`: one of the two.
-        start, end: the value at first and in the end.
+        start, end: the first and the last value.
     Raises: ValueError: both or neither of ``steps`` and ``fraction``, or one out of its range.
     Source: Bowman et al. 2016; Sønderby et al. 2016, section 3.3.
 
@@ -170,11 +171,11 @@ class CosineWarmup(Warmup):
 
     .. math:: s + (e - s)\, \tfrac12 \left[1 - \cos\left(\pi \min(n / \text{steps}, 1)\right)\right]
 
-    with n the optimiser steps taken so far.
+    n counts the optimiser's steps.
 
     Args:
         steps, fraction: the length, see :class:`Schedule`: one of the two.
-        start, end: the value at first and in the end.
+        start, end: the first and the last value.
     Raises: ValueError: both or neither of ``steps`` and ``fraction``, or one out of its range.
     Source: Loshchilov & Hutter 2017, eq. 5, for the shape.
 
@@ -184,17 +185,17 @@ class CosineWarmup(Warmup):
     """
 
     def rise(self, progress: Tensor) -> Tensor:
-        # half an angle's sine squared: 1 - cos of it, without the cancellation near 0
+        # sin(u / 2) ** 2 is (1 - cos u) / 2 without cancellation near 0
         return torch.sin(0.5 * math.pi * progress.clamp(max=1.0)).square()
 
 
 class CyclicalWarmup(Schedule):
-    r"""Several warm-ups one after the other: each from ``start`` to ``end`` on a straight line, then level, then anew.
+    r"""Several linear warm-ups in a row: each rises from ``start`` to ``end``, then stays level.
 
     .. math:: s + (e - s) \min(\tau / R, 1), \qquad \tau = \operatorname{frac}(C\, n / \text{steps})
 
-    with n the optimiser steps taken so far, C the cycles and R the part of each that rises. After all ``steps`` it
-    stays at ``end``.
+    n counts the optimiser's steps; C is the number of cycles and R the part of each that rises. After all ``steps``
+    the value stays at ``end``.
 
     Args:
         steps, fraction: the length of all cycles together, see :class:`Schedule`: one of the two.
@@ -241,26 +242,26 @@ def step_schedules(module: nn.Module) -> None:
             part.step()
 
 
-# of each optimiser, which attachment steps a schedule: the last one, should two hold it
+# for each optimiser and schedule, the attachment that steps it: the last one
 _stepped_by: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, object]] = WeakKeyDictionary()
 
 
 def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = None) -> RemovableHandle:
-    """Has every schedule and controller in ``elbo`` count each step of ``optimizer`` from now on.
+    """Every schedule and controller in ``elbo`` counts each step of ``optimizer`` from now on.
 
-    The one line that makes schedules right under gradient accumulation, validation and skipped steps, in a plain loop
-    and in Lightning's ``configure_optimizers`` (there ``total_steps=self.trainer.estimated_stepping_batches``). Not to
-    be combined with calls of ``elbo.step()``. Attached again to the same optimiser, by itself or in another module, it
-    still counts once; attached to two optimisers, the steps of both.
+    One line makes schedules right under gradient accumulation, validation and skipped steps. In Lightning it stands in
+    ``configure_optimizers``, with ``total_steps=self.trainer.estimated_stepping_batches``. Do not call ``elbo.step()``
+    as well. A schedule attached twice to one optimiser counts its steps once; attached to two optimisers, it counts the
+    steps of both.
 
     Args:
         elbo: an :class:`kldiv.ELBOLoss`, or any module with schedules in it.
         optimizer: the optimiser whose steps count.
-        total_steps: the steps of the whole run, for schedules given as a fraction of it; infinite is not known.
+        total_steps: the steps of the whole run, for schedules given as a ``fraction``. Infinite means unknown.
     Returns: a handle; its ``remove()`` ends the counting.
     Raises: ValueError: ``total_steps`` below 1.
     """
-    if total_steps is not None and math.isinf(total_steps):  # Lightning's, of a run without an end
+    if total_steps is not None and math.isinf(total_steps):  # Lightning's, for a run without an end
         total_steps = None
     if total_steps is not None and total_steps < 1:
         raise ValueError(f"total_steps={total_steps}: a run has at least one step")
@@ -273,7 +274,7 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = No
             part.total_steps = int(total_steps)
 
     def count(optimizer: Optimizer, *_: Any) -> None:
-        # a fused optimiser under a gradient scaler skips a step inside its kernel, and has this flag while it does
+        # a fused optimiser under a gradient scaler skips a step in its kernel, and sets this flag
         skipped = getattr(optimizer, "found_inf", None)
         taken = 1 if skipped is None else (skipped == 0).long().squeeze()
         for part in elbo.modules():

@@ -1,5 +1,6 @@
-"""ELBOTerms: what a bound is made of, and the arguments it is called with."""
+"""ELBOTerms, the result of a bound, and what the bounds do alike: latent groups, weights of examples."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,38 +10,44 @@ __all__ = [
     "ELBOTerms",
     "check_likelihood",
     "latent_groups",
+    "total",
     "weighted",
 ]
 
 
-class _Terms(NamedTuple):
+class ELBOTerms(NamedTuple):
+    """The terms of an ELBO, in nats, each reduced as its loss was asked to."""
+
     loss: Tensor
+    """reconstruction + weight * transformed KL: what is minimised."""
     negative_elbo: Tensor
+    """reconstruction + KL, whatever the weight and the transform: comparable between runs."""
     reconstruction: Tensor
+    """-ln p(x|z)."""
     kl: Tensor
+    """The KL divergence itself, neither transformed nor weighted."""
     weight: Tensor
-
-
-class ELBOTerms(_Terms):
-    """What an ELBO is made of, in nats: each reduced as its loss was asked to, the weight a tensor of shape ().
-
-    A named tuple (loss, negative_elbo, reconstruction, kl, weight): ``loss`` is reconstruction + weight * transformed
-    KL, what is minimised; ``negative_elbo`` reconstruction + KL, whatever weight and transform, comparable between
-    runs; ``kl`` the KL divergence as it is.
-    """
-
+    """The weight of the KL in the loss, of shape ()."""
     kl_per_group: tuple[Tensor, ...] = ()
-    """The KL of each latent group, one for each entry of a sequence of posteriors; they add to ``kl``."""
+    """The KL of each latent group, one for each entry of a sequence of posteriors. Their sum is ``kl``."""
 
     def detach(self) -> "ELBOTerms":
         """The same values without their graph, for logging."""
-        detached = ELBOTerms(*(term.detach() for term in self))
-        detached.kl_per_group = tuple(kl.detach() for kl in self.kl_per_group)
-        return detached
+        return ELBOTerms(
+            self.loss.detach(),
+            self.negative_elbo.detach(),
+            self.reconstruction.detach(),
+            self.kl.detach(),
+            self.weight.detach(),
+            tuple(kl.detach() for kl in self.kl_per_group),
+        )
 
 
 def check_likelihood(reconstruction: nn.Module) -> nn.Module:
-    """The module itself. Raises: TypeError: it is no likelihood term; the message shows one."""
+    """The module itself.
+
+    Raises: TypeError: it is not a likelihood term; the message shows one.
+    """
     if not (isinstance(reconstruction, nn.Module) and hasattr(reconstruction, "per_example")):
         raise TypeError(
             f"reconstruction is a {type(reconstruction).__name__}, which has no per_example(output, target): pass "
@@ -49,21 +56,30 @@ def check_likelihood(reconstruction: nn.Module) -> nn.Module:
     return reconstruction
 
 
-def weighted(term: Tensor, sample_weight: Tensor) -> Tensor:
-    r"""A term (N, \*latent) times the weights of the examples, (N,): 0 where they are, even of what is not finite.
+def weighted(term: Tensor, sample_weight: Tensor | None) -> Tensor:
+    r"""A term (N, \*latent) times the weights of the examples, (N,): 0 where a weight is 0, even if the term is NaN.
 
-    Raises: ValueError: weights of another shape.
+    ``None`` weighs nothing. Raises: ValueError: weights of another shape.
     """
+    if sample_weight is None:
+        return term
     if sample_weight.shape != term.shape[:1]:
         raise ValueError(f"sample_weight {tuple(sample_weight.shape)} must have the shape (N,): {term.shape[0]}")
     weights = sample_weight.view(-1, *[1] * (term.ndim - 1))
     return torch.where(weights != 0, term * weights, 0.0)
 
 
-def latent_groups(posterior: object, **given: object) -> list[dict[str, Any]]:
-    """The arguments of each latent group: of a sequence an entry, of ``None`` itself, of anything else the only one.
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of one term or more: of one the term itself, without an operation."""
+    return sum(terms[1:], terms[0])
 
-    Raises: ValueError: sequences that are not as long as that of the posteriors.
+
+def latent_groups(posterior: object, **given: object) -> list[dict[str, Any]]:
+    """The arguments of each latent group, by name.
+
+    A sequence has one entry for each group. ``None`` is ``None`` for each, and anything else belongs to the only one.
+
+    Raises: ValueError: a sequence whose length is not that of the posteriors.
     """
     count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
     groups: list[dict[str, Any]] = [{} for _ in range(count)]

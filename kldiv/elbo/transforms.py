@@ -1,43 +1,44 @@
-"""Shaping the KL before it is weighted: modules from (N, \\*latent) to (N, \\*latent), nats in and nats out.
+"""Transforms of the KL before it is weighted, FreeBits and Capacity: modules from (N, \\*latent) to (N, \\*latent).
 
-Where a statistic of the batch is taken, it is that of all processes in training mode and of the process's own batch in
-eval mode, and it is expanded over N. What is summed over latent dimensions has size 1 there.
+A statistic of the batch is that of all processes in training mode, and of the process's own batch in eval mode. It is
+expanded over N. Latent dimensions that are summed keep size 1.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kldiv.distributed import world_mean
+from kldiv.elbo.terms import weighted
 from kldiv.reduction import sum_latent
 
 __all__ = [
     "Capacity",
     "FreeBits",
-    "apply_to_groups",
-    "is_of_batch",
+    "Per",
+    "transform_groups",
 ]
+
+Per = Literal["dimension", "group", "example"]
 
 
 class FreeBits(nn.Module):
-    r"""A KL below so many nats is free: it costs these and has no gradient.
+    r"""Free bits: a KL below :math:`\lambda` nats costs :math:`\lambda` and has no gradient.
 
-    With ``batch_mean`` the mean over the batch comes first and the maximum second, else the maximum alone, example by
-    example:
+    With ``batch_mean`` the maximum is that of the batch's mean, on the left; without it, that of each example:
 
     .. math:: \max\left(\lambda, \tfrac1N \sum_n d_{n}\right) \qquad\text{or}\qquad \max(\lambda, d_{n})
 
-    d is the KL of one dimension, of all dimensions of a group together, or of an example.
+    d is the KL of a dimension, of a latent group, or of an example.
 
     Args:
-        nats: :math:`\lambda`, not negative: of each dimension, each group or each example.
-        per: ``"dimension"``, ``"group"`` (the latents of one entry of a hierarchical sequence, all there are where
-            there is one) or ``"example"`` (the latents of all entries).
+        nats: :math:`\lambda`, not negative, for each dimension, group or example.
+        per: ``"dimension"``; ``"group"``, the sum over the latents of one group; or ``"example"``, the sum over the
+            latents of all groups.
         batch_mean: whether the mean over the batch is taken first.
-        group: the process group of the mean; ``None``: the whole world. (A process group, not a latent one.)
+        process_group: the processes whose batches the mean is over; ``None``: the whole world.
     Raises: ValueError: nats that are negative or not finite; an unknown ``per``.
 
     Called with (N, \*latent). Returns the same shape, latent dimensions of size 1 for ``"group"`` and ``"example"``.
@@ -49,22 +50,24 @@ class FreeBits(nn.Module):
             [0.5000, 2.0000]])
     """
 
-    def __init__(self, nats: float, per: str = "dimension", batch_mean: bool = True, *, group: Any = None) -> None:
+    def __init__(
+        self, nats: float, per: Per = "dimension", batch_mean: bool = True, *, process_group: Any = None
+    ) -> None:
         super().__init__()
         if not (math.isfinite(nats) and nats >= 0):
             raise ValueError(f"nats={nats} must be finite and not negative")
-        if per not in ("dimension", "group", "example"):
-            raise ValueError(f"per={per!r} is none of 'dimension', 'group', 'example'")
-        self.nats, self.per, self.batch_mean, self.group = nats, per, batch_mean, group
+        if per not in get_args(Per):
+            raise ValueError(f"per={per!r} is none of {', '.join(map(repr, get_args(Per)))}")
+        self.nats, self.per, self.batch_mean, self.process_group = nats, per, batch_mean, process_group
 
     @property
     def joins_groups(self) -> bool:
-        """Whether the latents of all groups are to be given together."""
+        """Whether the transform takes the latents of all groups together."""
         return self.per == "example"
 
     @property
     def is_of_batch(self) -> bool:
-        """Whether the result is a statistic of the batch, which weights of examples go into."""
+        """Whether the result is a statistic of the batch, so that the examples must be weighted before it."""
         return self.batch_mean
 
     def forward(self, kl: Tensor) -> Tensor:
@@ -79,16 +82,16 @@ class FreeBits(nn.Module):
 
 
 class Capacity(nn.Module):
-    r"""Holds the KL at a capacity: the distance of the batch's mean KL from it, times a gain.
+    r"""Holds the KL at a capacity: the distance of the batch's mean KL from the capacity, times a gain.
 
     .. math:: \gamma \left|\tfrac1N \sum_n D_n - C\right|
 
-    D_n is the KL of an example, summed over its latents of all groups.
+    D_n is the KL of an example, summed over the latents of all groups.
 
     Args:
         nats: C, a number, or a module called without arguments such as ``LinearWarmup(steps=25000, end=25.0)``.
-        gain: :math:`\gamma`, positive; times the weight of the ELBO.
-        group: the process group of the mean; ``None``: the whole world.
+        gain: :math:`\gamma`, positive. The weight of the ELBO multiplies it.
+        process_group: the processes whose batches the mean is over; ``None``: the whole world.
     Raises: ValueError: a capacity that is negative or not finite; a gain that is not positive.
 
     Called with (N, \*latent). Returns the same with latent dimensions of size 1: one value, expanded over N.
@@ -104,13 +107,13 @@ class Capacity(nn.Module):
     is_of_batch = True
     nats: float | nn.Module
 
-    def __init__(self, nats: float | nn.Module, gain: float, *, group: Any = None) -> None:
+    def __init__(self, nats: float | nn.Module, gain: float, *, process_group: Any = None) -> None:
         super().__init__()
         if not isinstance(nats, nn.Module) and not (math.isfinite(nats) and nats >= 0):
             raise ValueError(f"nats={nats} must be finite and not negative")
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"gain={gain} must be finite and positive")
-        self.nats, self.gain, self.group = nats, gain, group
+        self.nats, self.gain, self.process_group = nats, gain, process_group
 
     def forward(self, kl: Tensor) -> Tensor:
         total = sum_latent(kl).reshape(-1, *[1] * max(kl.ndim - 1, 1))
@@ -121,30 +124,51 @@ class Capacity(nn.Module):
         return f"gain={self.gain}" if isinstance(self.nats, nn.Module) else f"nats={self.nats}, gain={self.gain}"
 
 
-def apply_to_groups(
-    transform: nn.Module, groups: list[Tensor], weigh: Callable[[Tensor], Tensor] | None = None
+def transform_groups(
+    transform: nn.Module, kls: list[Tensor], masks: list[Tensor | None], sample_weight: Tensor | None
 ) -> list[Tensor]:
-    r"""The transform on the KL of each latent group, (N, \*latent) each; on all together where it is to join them.
+    r"""The transformed and weighted KL: of each latent group, or one tensor where the transform joins the groups.
 
-    A ``nn.Sequential`` is applied part by part. ``weigh`` puts in the weights of the examples: before the first
-    statistic of the batch, which is one of the weighted examples, and after all else.
-
+    Args:
+        transform: applied part by part where it is a ``nn.Sequential``.
+        kls: the KL of each latent group, (N, \*latent).
+        masks: the latent mask of each group, which has been applied to its KL already.
+        sample_weight: (N,). Weights multiply before the first statistic of the batch, which is then one of the
+            weighted examples; without such a statistic they multiply last.
     Raises: ValueError: a part that does not keep the examples; the message holds both shapes.
     """
+    transformed, is_weighted = kls, False
     for part in _parts(transform):
-        if weigh is not None and is_of_batch(part):
-            groups, weigh = [weigh(kl) for kl in groups], None
-        if getattr(part, "joins_groups", False) and len(groups) > 1:
-            groups = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in groups], 1)]
-        shaped = [part(kl) for kl in groups]
-        for kl, result in zip(groups, shaped, strict=True):
-            if result.shape[:1] != kl.shape[:1]:
-                raise ValueError(
-                    f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a "
-                    "transform maps (N, ...) to (N, ...): expand a statistic of the batch over N"
-                )
-        groups = shaped
-    return groups if weigh is None else [weigh(kl) for kl in groups]
+        if not is_weighted and _is_of_batch(part):
+            transformed, is_weighted = [weighted(kl, sample_weight) for kl in transformed], True
+        if getattr(part, "joins_groups", False) and len(transformed) > 1:
+            transformed = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in transformed], 1)]
+        transformed = [_keeping_examples(part, kl) for kl in transformed]
+    if not is_weighted:
+        transformed = [weighted(kl, sample_weight) for kl in transformed]
+    if len(transformed) != len(kls):
+        return transformed
+    of_batch = _is_of_batch(transform)
+    return [
+        result if mask is None or result.shape != kl.shape else _masked_again(result, mask, of_batch)
+        for result, kl, mask in zip(transformed, kls, masks, strict=True)
+    ]
+
+
+def _keeping_examples(part: nn.Module, kl: Tensor) -> Tensor:
+    result: Tensor = part(kl)
+    if result.shape[:1] != kl.shape[:1]:
+        raise ValueError(
+            f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a transform "
+            "maps (N, ...) to (N, ...): expand a statistic of the batch over N"
+        )
+    return result
+
+
+def _masked_again(transformed: Tensor, mask: Tensor, of_batch: bool) -> Tensor:
+    """Masked latents cost no free bits. A statistic of the batch is masked where the whole batch is."""
+    masked = (mask == 0).expand(transformed.shape)
+    return transformed.masked_fill(masked.all(0) if of_batch else masked, 0)
 
 
 def _parts(transform: nn.Module) -> list[nn.Module]:
@@ -153,12 +177,12 @@ def _parts(transform: nn.Module) -> list[nn.Module]:
     return [part for each in transform for part in _parts(each)]
 
 
-def is_of_batch(transform: nn.Module) -> bool:
+def _is_of_batch(transform: nn.Module) -> bool:
     """Whether any part of the transform is a statistic of the batch."""
     return any(getattr(part, "is_of_batch", False) for part in transform.modules())
 
 
 def _batch_mean(kl: Tensor, transform: nn.Module) -> Tensor:
     if transform.training:
-        return world_mean(kl, transform.group)
+        return world_mean(kl, transform.process_group)
     return kl.sum(0) / max(kl.shape[0], 1)

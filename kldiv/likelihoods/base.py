@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kldiv.numerics import check_broadcast, widen
-from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
     "NegativeLogLikelihood",
@@ -22,11 +22,11 @@ class NegativeLogLikelihood(nn.Module):
     A subclass computes :meth:`per_element`; everything else follows. Dimension 0 is the example.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: ``"mean"`` and unknown reductions.
     """
 
-    def __init__(self, reduction: str = "batchmean") -> None:
+    def __init__(self, reduction: Reduction = "batchmean") -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
 

@@ -23,7 +23,7 @@ class BernoulliNLL(NegativeLogLikelihood):
     grey values between them it is the cross-entropy that VAEs on MNIST are compared by, no log-likelihood of the data.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape.
     Source: Kingma & Welling 2014, appendix C.1.
 
@@ -59,7 +59,7 @@ class ContinuousBernoulliNLL(NegativeLogLikelihood):
     negative: densities exceed 1.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape.
     Source: Loaiza-Ganem & Cunningham 2019.
 

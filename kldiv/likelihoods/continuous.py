@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kldiv.distributed import world_sum
 from kldiv.likelihoods.base import NegativeLogLikelihood, Output
 from kldiv.numerics import keep_precision, standardise, widen
-from kldiv.reduction import sum_latent
+from kldiv.reduction import Reduction, sum_latent
 
 __all__ = [
     "GaussianNLL",
@@ -29,7 +29,7 @@ class LocationScaleNLL(NegativeLogLikelihood):
 
     log_name: str
 
-    def __init__(self, log_scale: float, learned: bool, reduction: str) -> None:
+    def __init__(self, log_scale: float, learned: bool, reduction: Reduction) -> None:
         super().__init__(reduction)
         if not math.isfinite(log_scale):
             raise ValueError(f"{self.log_name}={log_scale} is not finite")
@@ -67,7 +67,7 @@ class GaussianNLL(LocationScaleNLL):
         log_var: :math:`\lambda`, one for all elements: a fixed number, or where the learned one starts.
         learned: whether ``log_var`` is a parameter. Where the decoder emits one for each element, its output is the
             pair ``(mean, log_var)``, and this module's is not used.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape; a log-variance that is not finite.
     Source: Kingma & Welling 2014, appendix C.2.
 
@@ -77,7 +77,7 @@ class GaussianNLL(LocationScaleNLL):
 
     log_name = "log_var"
 
-    def __init__(self, log_var: float = 0.0, *, learned: bool = False, reduction: str = "batchmean") -> None:
+    def __init__(self, log_var: float = 0.0, *, learned: bool = False, reduction: Reduction = "batchmean") -> None:
         super().__init__(log_var, learned, reduction)
 
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         momentum: of the tracked variance, in (0, 1]: it moves by so much of the difference, and in the first batches by
             1/n, a plain mean.
         min_log_var: the logarithm of the least variance, for reconstructions without error.
-        group: the process group; ``None``: the whole world.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        process_group: the processes whose batches the variance is of; ``None``: the whole world.
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape; an option out of range. RuntimeError: in eval mode before
         any batch was seen in training mode.
     Source: Rybkin, Daniilidis & Levine 2021 (sigma-VAE).
@@ -117,14 +117,19 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
     batches: Tensor
 
     def __init__(
-        self, momentum: float = 0.01, *, min_log_var: float = -20.0, group: Any = None, reduction: str = "batchmean"
+        self,
+        momentum: float = 0.01,
+        *,
+        min_log_var: float = -20.0,
+        process_group: Any = None,
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__(reduction)
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum={momentum} is not in (0, 1]")
         if not math.isfinite(min_log_var):
             raise ValueError(f"min_log_var={min_log_var} is not finite")
-        self.momentum, self.min_log_var, self.group = momentum, min_log_var, group
+        self.momentum, self.min_log_var, self.process_group = momentum, min_log_var, process_group
         self.register_buffer("variance", torch.full((), torch.nan))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self._has_tracked = False  # known without asking the device
@@ -153,7 +158,7 @@ class OptimalGaussianNLL(NegativeLogLikelihood):
         if missing is not None:
             squares = squares.masked_fill(missing, 0)
             count = count - missing.expand(squares.shape).sum()
-        total, count = world_sum(torch.stack([squares.sum(), count]), self.group).unbind()
+        total, count = world_sum(torch.stack([squares.sum(), count]), self.process_group).unbind()
         variance = (total / count.clamp(min=1)).clamp(min=math.exp(self.min_log_var))
         with torch.no_grad():
             usable = (count > 0) & variance.isfinite()  # not of a batch that overflowed, nor of padding alone
@@ -197,7 +202,7 @@ class LaplaceNLL(LocationScaleNLL):
         log_scale: :math:`\beta`, one for all elements: a fixed number, or where the learned one starts.
         learned: whether ``log_scale`` is a parameter. Where the decoder emits one for each element, its output is the
             pair ``(location, log_scale)``, and this module's is not used.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape; a logarithm that is not finite.
     Source: Laplace 1774.
 
@@ -207,7 +212,7 @@ class LaplaceNLL(LocationScaleNLL):
 
     log_name = "log_scale"
 
-    def __init__(self, log_scale: float = 0.0, *, learned: bool = False, reduction: str = "batchmean") -> None:
+    def __init__(self, log_scale: float = 0.0, *, learned: bool = False, reduction: Reduction = "batchmean") -> None:
         super().__init__(log_scale, learned, reduction)
 
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:

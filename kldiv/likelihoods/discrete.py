@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from kldiv.likelihoods.base import NegativeLogLikelihood, Output
 from kldiv.numerics import bregman_lgamma, digamma_minus_log, expm1mx, stirling_error
+from kldiv.reduction import Reduction
 
 __all__ = [
     "CategoricalNLL",
@@ -26,7 +27,7 @@ class CategoricalNLL(NegativeLogLikelihood):
     Args:
         dim: the dimension of the output that holds the categories: -1, as in a sequence of tokens (N, T, K), or 1, as
             in an image (N, K, H, W).
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: an output whose shape without ``dim`` is not the target's; a target that is not of integers.
 
     The target holds the categories' numbers from 0, in an integer dtype.
@@ -35,7 +36,7 @@ class CategoricalNLL(NegativeLogLikelihood):
     tensor(0.6931)
     """
 
-    def __init__(self, dim: int = -1, *, reduction: str = "batchmean") -> None:
+    def __init__(self, dim: int = -1, *, reduction: Reduction = "batchmean") -> None:
         super().__init__(reduction)
         if dim == 0:
             raise ValueError("dim=0 is the example: the categories are in another dimension of the output")
@@ -78,7 +79,7 @@ class PoissonNLL(NegativeLogLikelihood):
     With the constant, and without the cancellation of its large terms.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape.
     Source: McCullagh & Nelder 1989, section 6.2, for the deviance.
 
@@ -107,7 +108,7 @@ class NegativeBinomialNLL(NegativeLogLikelihood):
     Args:
         log_dispersion: :math:`\ln\theta`, one for all elements: a fixed number, or where the learned one starts.
         learned: whether it is a parameter.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: output and target of unequal shape; a dispersion that is not finite.
     Source: Lopez et al. 2018 (scVI), with this mean and inverse dispersion.
 
@@ -117,7 +118,9 @@ class NegativeBinomialNLL(NegativeLogLikelihood):
     tensor(0.6931)
     """
 
-    def __init__(self, log_dispersion: float = 0.0, *, learned: bool = False, reduction: str = "batchmean") -> None:
+    def __init__(
+        self, log_dispersion: float = 0.0, *, learned: bool = False, reduction: Reduction = "batchmean"
+    ) -> None:
         super().__init__(reduction)
         if not math.isfinite(log_dispersion):
             raise ValueError(f"log_dispersion={log_dispersion} is not finite")
@@ -171,7 +174,7 @@ class DiscretizedLogisticMixtureNLL(NegativeLogLikelihood):
     Args:
         num_components: K, at least 1.
         levels: L, at least 2: the target is level/(L - 1), in [0, 1].
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: an output that is not of three times K times the target's channels; sizes out of range.
     Source: Salimans et al. 2017 (PixelCNN++), section 2.1; Kingma et al. 2016 for one component.
 
@@ -184,7 +187,7 @@ class DiscretizedLogisticMixtureNLL(NegativeLogLikelihood):
     1.0
     """
 
-    def __init__(self, num_components: int, levels: int = 256, *, reduction: str = "batchmean") -> None:
+    def __init__(self, num_components: int, levels: int = 256, *, reduction: Reduction = "batchmean") -> None:
         super().__init__(reduction)
         if num_components < 1 or levels < 2:
             raise ValueError(f"num_components={num_components} must be at least 1 and levels={levels} at least 2")

@@ -1,49 +1,68 @@
-"""KLTerm: what every KL term has."""
+"""KLTerm, the base of every KL term, and the checks of its arguments."""
+
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from kldiv.distributions import check_distributions, factorise
 from kldiv.monte_carlo import has_pathwise_gradient
-from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
     "KLTerm",
+    "KLValues",
     "check_posterior",
     "check_sample_gradient",
 ]
 
 
-class KLTerm(nn.Module):
-    r"""A KL term that is called with distributions, (posterior, prior): what :class:`kldiv.ELBOLoss` is made of.
+class KLValues(NamedTuple):
+    r"""What a KL term computes, in nats and unreduced: (N, \*latent), or (N,) where the pair does not factorise."""
 
-    A subclass computes :meth:`unreduced`; everything else follows. All are called with (posterior, prior, sample),
-    the sample being the one the decoder consumed: a term that draws may use it, a closed form has no need of it.
+    kl: Tensor
+    """The KL divergence."""
+    penalty: Tensor | None = None
+    """What enters a loss in place of the KL; ``None``: the KL itself."""
+
+    @property
+    def in_loss(self) -> Tensor:
+        """What enters a loss."""
+        return self.kl if self.penalty is None else self.penalty
+
+
+class KLTerm(nn.Module):
+    r"""The base of KL terms that are called with distributions, (posterior, prior, sample).
+
+    A subclass computes :meth:`unreduced`; everything else follows. ``sample`` is the one the decoder consumed: a Monte
+    Carlo term uses it, a closed form ignores it.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: ``"mean"`` and unknown reductions.
     """
 
-    def __init__(self, reduction: str = "batchmean") -> None:
+    def __init__(self, reduction: Reduction = "batchmean") -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
 
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        r"""Nats as fine as they come: (N, \*latent) where the pair factorises over its dimensions, else (N,).
+        r"""The term in nats, unreduced: (N, \*latent) where the pair factorises over its dimensions, else (N,).
 
-        A batch of several dependent groups, as that of full-covariance Gaussians (N, G), has (N, G).
+        Of a posterior whose batch shape is more than (N,), such as full-covariance Gaussians (N, G), that batch shape.
         """
         raise NotImplementedError
 
-    def unreduced_with_kl(
+    def kl_values(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What enters a loss, and the KL divergence itself: the same, but for a term that weighs its parts."""
-        values = self.unreduced(posterior, prior, sample)
-        return values, values
+    ) -> KLValues:
+        """The KL divergence, and what enters a loss in its place: for :class:`kldiv.ELBOLoss`.
+
+        They are one and the same here. A term that weighs parts of the KL overrides this and returns both.
+        """
+        return KLValues(self.unreduced(posterior, prior, sample))
 
     def forward(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
@@ -61,7 +80,7 @@ class KLTerm(nn.Module):
     ) -> Tensor:
         r"""Nats per example and latent dimension, (N, \*latent).
 
-        Raises: ValueError: where the pair does not factorise over its dimensions: it has ``per_example`` alone.
+        Raises: ValueError: the pair does not factorise over its dimensions; the message names ``per_example``.
         """
         for name, distribution in (("posterior", posterior), ("prior", prior)):
             if distribution is not None and factorise(distribution) is None:
@@ -94,9 +113,11 @@ def check_posterior(posterior: Distribution, prior: Distribution | None = None) 
 
 
 def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) -> None:
-    """For a posterior whose parameters want a gradient that goes through its sample.
+    """Whether the gradient of the posterior's parameters can go through the sample.
 
-    Raises: ValueError: a sample that carries none, or cannot; ``what`` names what was to be differentiated.
+    Args:
+        what: the name of the quantity that is differentiated, for the message.
+    Raises: ValueError: a posterior without ``rsample``; a sample without gradient.
     """
     name = type(posterior).__name__
     if not has_pathwise_gradient(posterior):

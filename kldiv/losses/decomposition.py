@@ -1,7 +1,7 @@
-"""The KL of a posterior, taken apart: mutual information, total correlation and the KL of each dimension."""
+"""The decomposition of the KL into mutual information, total correlation and dimension-wise KL, and its KL term."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,25 +18,24 @@ from kldiv.distributions import (
     result_dtype,
 )
 from kldiv.kernels import log_mixtures, weight_matrix
-from kldiv.losses.base import (
-    KLTerm,
-    check_posterior,
-    check_sample_gradient,
-)
+from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_gradient
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.numerics import widen
 from kldiv.priors import standard_prior
-from kldiv.reduction import sum_latent
+from kldiv.reduction import Reduction, sum_latent
 
 __all__ = [
     "ESTIMATORS",
+    "Estimator",
     "KLDecomposition",
     "TotalCorrelationKLLoss",
     "decompose_kl",
 ]
 
 
-ESTIMATORS = ("stratified", "weighted")
+Estimator = Literal["stratified", "weighted"]
+
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 class KLDecomposition(NamedTuple):
@@ -56,9 +55,9 @@ def decompose_kl(
     prior: Distribution | None = None,
     *,
     dataset_size: int,
-    estimator: str = "stratified",
+    estimator: Estimator = "stratified",
     all_processes: bool = False,
-    group: Any = None,
+    process_group: Any = None,
 ) -> KLDecomposition:
     r"""ln q(z|x) - ln p(z) of each example's sample as the sum of three parts, in nats.
 
@@ -81,7 +80,7 @@ def decompose_kl(
         estimator: ``"stratified"`` or ``"weighted"``.
         all_processes: whether q(z) is estimated from the batches of all processes, equally large, with gradients
             through the gathering: every process must call.
-        group: the process group; ``None``: the whole world.
+        process_group: the processes whose batches are gathered; ``None``: the whole world.
     Returns: three tensors (B,). In a batch of one, mutual information and total correlation are 0.
     Raises:
         ValueError: a pair that does not factorise; a sample of another shape than the posterior's; a ``dataset_size``
@@ -112,13 +111,13 @@ def decompose_kl(
         pair, sample = pair._replace(p=posterior), sample.to(dtype)
     else:
         sample = pair.widen(sample.to(dtype))
-    everyone = _gathered(pair.p, group) if all_processes else pair.p
+    everyone = _gathered(pair.p, process_group) if all_processes else pair.p
     rows, batch = posterior.batch_shape[0], everyone.batch_shape[0]
     if dataset_size < batch:
         raise ValueError(
             f"dataset_size={dataset_size} is less than the batch of {batch}: it is the number of training examples"
         )
-    first = world_rank(group) * rows if all_processes else 0
+    first = world_rank(process_group) * rows if all_processes else 0
     log_weights = _log_weights(batch, dataset_size, estimator)
 
     of_prior = sum_latent(pair.log_q(sample))
@@ -137,22 +136,22 @@ def decompose_kl(
 
 
 class TotalCorrelationKLLoss(KLTerm):
-    r"""The three parts of the KL with weights of their own, in nats: the term of the beta-TC-VAE.
+    r"""The three parts of the KL, each with its weight, in nats: the KL term of the beta-TC-VAE.
 
     .. math:: \alpha\, \text{mutual information} + \beta\, \text{total correlation} + \gamma\, \text{dimension-wise KL}
 
-    See :func:`decompose_kl` for the parts, which are estimated from one sample and the batch: the larger the batch the
-    better. In training mode that is the batch of all processes, in eval mode the process's own.
+    :func:`decompose_kl` has the parts. They are estimated from one sample and the batch, better from a larger batch: in
+    training mode from that of all processes, in eval mode from the process's own.
 
-    Called with ``(posterior, prior=None, sample=None)``; a ``sample`` is the one the decoder consumed. Inside an
-    :class:`kldiv.ELBOLoss` the weighted sum enters the loss, and the KL itself ``kl`` and ``negative_elbo``.
+    Called with ``(posterior, prior=None, sample=None)``; ``sample`` is the one the decoder consumed. Inside an
+    :class:`kldiv.ELBOLoss` the weighted sum enters ``loss``, and the KL itself enters ``kl`` and ``negative_elbo``.
 
     Args:
         dataset_size: the number of training examples.
         mutual_information, total_correlation, dimension_wise: the weights; with 1 for all it is the KL, sampled once.
         estimator: ``"stratified"`` or ``"weighted"``.
-        group: the process group; ``None``: the whole world.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        process_group: the processes whose batches are gathered; ``None``: the whole world.
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: as :func:`decompose_kl`; a weight that is not finite; a sample without a gradient, or a
         posterior that cannot give one, where the posterior's parameters want it.
     Source: Chen et al. 2018, eq. 2 and 4.
@@ -169,16 +168,16 @@ class TotalCorrelationKLLoss(KLTerm):
         mutual_information: float = 1.0,
         total_correlation: float = 1.0,
         dimension_wise: float = 1.0,
-        estimator: str = "stratified",
-        group: Any = None,
-        reduction: str = "batchmean",
+        estimator: Estimator = "stratified",
+        process_group: Any = None,
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__(reduction)
         if dataset_size < 1:
             raise ValueError(f"dataset_size={dataset_size}: the number of training examples, at least 1")
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator={estimator!r} is none of {', '.join(map(repr, ESTIMATORS))}")
-        self.dataset_size, self.estimator, self.group = dataset_size, estimator, group
+        self.dataset_size, self.estimator, self.process_group = dataset_size, estimator, process_group
         self.mutual_information, self.total_correlation = mutual_information, total_correlation
         self.dimension_wise = dimension_wise
         for name in KLDecomposition._fields:
@@ -188,11 +187,11 @@ class TotalCorrelationKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        return self.unreduced_with_kl(posterior, prior, sample)[0]
+        return self.kl_values(posterior, prior, sample).in_loss
 
-    def unreduced_with_kl(
+    def kl_values(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> KLValues:
         check_posterior(posterior, prior)
         if sample is None:
             sample = posterior.rsample() if has_pathwise_gradient(posterior) else posterior.sample()
@@ -203,18 +202,18 @@ class TotalCorrelationKLLoss(KLTerm):
             dataset_size=self.dataset_size if self.training else max(self.dataset_size, len(sample)),
             estimator=self.estimator,
             all_processes=self.training,
-            group=self.group,
+            process_group=self.process_group,
         )
         if torch.is_grad_enabled() and parts.mutual_information.requires_grad:
             check_sample_gradient(posterior, sample, "the decomposition")
         weights = (getattr(self, name) for name in KLDecomposition._fields)
         weighted = sum((w * part for w, part in zip(weights, parts, strict=True)), torch.zeros_like(parts[0]))
-        return weighted, sum(parts[1:], parts[0])
+        return KLValues(sum(parts[1:], parts[0]), penalty=weighted)
 
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        """Raises: ValueError: mutual information and total correlation are of all dimensions together."""
+        """Raises: ValueError: total correlation belongs to all dimensions together, so there is no KL of one."""
         raise ValueError(
             "TotalCorrelationKLLoss has no KL of one dimension, for total correlation is of all of them: use "
             "per_example, or kldiv.ExactKLLoss().per_dimension"
@@ -236,7 +235,7 @@ def _factors(posterior: Distribution, prior: Distribution) -> tuple[Distribution
     return matched(posterior, prior)
 
 
-def _log_weights(batch: int, dataset_size: int, estimator: str) -> tuple[float, float, float]:
+def _log_weights(batch: int, dataset_size: int, estimator: Estimator) -> tuple[float, float, float]:
     """ln W at an example itself, at the one after it, and elsewhere. W sums to 1, or to 1/N if ``"weighted"``."""
     if batch <= 1:
         return 0.0, 0.0, 0.0
@@ -260,9 +259,9 @@ def _mean_and_log_var(posterior: Any) -> tuple[Tensor, Tensor]:
     return mean, 2 * torch.log(scale)
 
 
-def _gathered(posterior: Distribution, group: Any) -> Distribution:
+def _gathered(posterior: Distribution, process_group: Any) -> Distribution:
     """The distribution of the batches of all processes."""
-    if world_size(group) == 1:
+    if world_size(process_group) == 1:
         return posterior
     if not can_be_copied(posterior):
         raise TypeError(
@@ -273,10 +272,10 @@ def _gathered(posterior: Distribution, group: Any) -> Distribution:
 
     def gather(tensor: Tensor) -> Tensor:
         of_batch = tensor.ndim >= len(posterior.batch_shape) and tensor.shape[0] == rows
-        return world_gather(tensor, group) if of_batch else tensor
+        return world_gather(tensor, process_group) if of_batch else tensor
 
     new: Distribution = converted(posterior.expand(posterior.batch_shape), gather)
-    _set_rows(new, rows, rows * world_size(group))
+    _set_rows(new, rows, rows * world_size(process_group))
     return new
 
 

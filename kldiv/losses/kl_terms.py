@@ -1,4 +1,4 @@
-"""KL terms as modules: alone they are losses, inside an ELBO they are one term of the bound."""
+"""KL terms of distributions: ExactKLLoss, MonteCarloKLLoss, BalancedKLLoss."""
 
 from typing import Any
 
@@ -14,9 +14,10 @@ from kldiv.distributions import (
 )
 from kldiv.exact import is_registered_by_user, kl_divergence
 from kldiv.functional import kl_normal
-from kldiv.losses.base import KLTerm, check_posterior
+from kldiv.losses.base import KLTerm, KLValues, check_posterior
 from kldiv.monte_carlo import Draws, GivenDraws, Gradient, Plan, Sampler, Value, average, check_options, check_scramble
 from kldiv.priors import standard_prior
+from kldiv.reduction import Reduction
 
 __all__ = [
     "BalancedKLLoss",
@@ -28,14 +29,14 @@ __all__ = [
 class ExactKLLoss(KLTerm):
     r"""D_KL(posterior || prior) in closed form, in nats: :func:`kldiv.kl_divergence` as a loss.
 
-    Called with ``(posterior, prior=None)``: dimension 0 of the posterior's batch is the example, everything else is
-    latent. ``None`` is the standard normal on real supports, uniform for categories.
+    Called with ``(posterior, prior=None)``. Dimension 0 of the posterior's batch is the example, everything else is
+    latent. ``None``: the standard normal on real supports, uniform for categories.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
         NotImplementedError: no closed form is known for the two types.
-        ValueError: ``prior=None`` on another support; a prior that is larger than the posterior.
+        ValueError: ``prior=None`` on another support; a prior whose shape does not broadcast to the posterior's.
 
     >>> import torch
     >>> ExactKLLoss()(torch.distributions.Normal(torch.ones(4, 2), 1.0))
@@ -47,7 +48,7 @@ class ExactKLLoss(KLTerm):
     ) -> Tensor:
         check_posterior(posterior, prior)
         if prior is None and type(posterior) is DiagonalNormal:
-            return kl_normal(posterior.mean, posterior.log_var)  # nothing of the standard normal has to be made
+            return kl_normal(posterior.mean, posterior.log_var)  # no standard normal is built
         prior = standard_prior(posterior) if prior is None else prior
         if not is_registered_by_user(posterior, prior):
             posterior, prior = matched(posterior, prior)
@@ -63,26 +64,26 @@ class MonteCarloKLLoss(KLTerm):
 
     .. math:: \frac1S \sum_s f(z_s), \qquad z_s \sim q, \qquad f = \ln q - \ln p \text{ for } \texttt{"k1"}
 
-    :func:`kldiv.estimate_kl` as a loss: its docstring has what ``value``, ``gradient`` and ``sampler`` choose between.
-    The gradient is that of the KL whatever the value, in both distributions and without bias. A pair that factorises is
-    estimated dimension by dimension.
+    :func:`kldiv.estimate_kl` as a loss, whose docstring explains ``value``, ``gradient`` and ``sampler``. The gradient
+    is an unbiased one of the KL in both distributions, whatever the value. A pair that factorises is estimated
+    dimension by dimension.
 
-    Called with ``(posterior, prior=None, sample=None)``. A ``sample`` of shape (\*samples, \*batch, \*event), the one
-    the decoder consumed, saves drawing again and overrides ``num_samples`` and ``sampler``: its draws are taken to be
-    independent. One in half precision is rounded, by more than its noise where a posterior is narrow: give the
-    posterior ``float32`` parameters, ``DiagonalNormal(mean.float(), log_var.float())``, and draw from that.
+    Called with ``(posterior, prior=None, sample=None)``. ``sample`` is the one the decoder consumed, of shape
+    (\*samples, \*batch, \*event): it is used instead of drawing again, ``num_samples`` and ``sampler`` do not count,
+    and its draws are taken to be independent. In half precision a sample is rounded, by more than its noise if the
+    posterior is narrow: draw from ``DiagonalNormal(mean.float(), log_var.float())``.
 
     Args:
-        num_samples: draws for each example, at least 1; even for ``"antithetic"``.
+        num_samples: draws for each example, at least 1; an even number for ``"antithetic"``.
         value: ``"k1"``, ``"k2"``, ``"k3"`` or ``"analytic_entropy"``.
         gradient: ``"pathwise"``, ``"sticking_the_landing"``, ``"adaptive"`` (three units at least) or ``"score"``
             (two).
-        sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. There is no standard error here, so Sobol is one scrambled
-            net, with a random shift for each example. Powers of two are its best numbers of samples.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
-    Raises: ValueError: unknown options; a choice that cannot be right, such as ``"score"`` with one draw, or a
-        posterior without ``rsample`` whose parameters want a gradient that goes through samples; a sample whose shape
-        does not end in the posterior's, or that carries no gradient to a posterior that wants one.
+        sampler: ``"iid"``, ``"antithetic"`` or ``"sobol"``. Sobol is one scrambled net with a random shift for each
+            example; powers of two are its best numbers of samples.
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
+    Raises: ValueError: unknown options; a gradient that the draws cannot give, such as ``"score"`` with one draw, or
+        any other for a posterior without ``rsample``; a sample whose shape does not end in the posterior's; a sample
+        without gradient where the posterior's parameters want one.
     Source: Kingma & Welling 2014, eq. 6; Roeder et al. 2017; Buchholz et al. 2018.
 
     >>> import torch
@@ -98,7 +99,7 @@ class MonteCarloKLLoss(KLTerm):
         value: Value = "k1",
         gradient: Gradient = "pathwise",
         sampler: Sampler = "iid",
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__(reduction)
         check_options(num_samples, value, gradient, sampler)
@@ -134,24 +135,24 @@ class MonteCarloKLLoss(KLTerm):
 
 
 class BalancedKLLoss(KLTerm):
-    r"""D_KL(posterior || prior) in nats, its gradient shared out between the two: KL balancing.
+    r"""KL balancing: D_KL(posterior || prior) in nats, with weights for the gradients of posterior and prior.
 
     .. math:: \alpha\, D_{KL}(\bar q \,\|\, p) + (1 - \alpha)\, D_{KL}(q \,\|\, \bar p)
 
-    The bars are distributions without gradient, so the value is that of the KL whatever :math:`\alpha`. With more than
-    1/2 a learned prior moves to the posterior faster than the posterior is pulled to the prior.
+    q is the posterior and p the prior; a bar stops the gradient. The value is that of the KL for every :math:`\alpha`.
+    With :math:`\alpha > 1/2` a learned prior moves to the posterior faster than the posterior moves to the prior.
 
-    Called with ``(posterior, prior, sample=None)``. Where nothing of the prior is learned, its share of the gradient is
-    lost: the posterior has :math:`1 - \alpha` of it.
+    Called with ``(posterior, prior, sample=None)``. If the prior is not learned, its part of the gradient is lost: the
+    posterior gets :math:`1 - \alpha` of its gradient all the same.
 
     Args:
         prior_weight: :math:`\alpha`, in [0, 1].
-        kl: the term that is balanced; ``None`` is :class:`ExactKLLoss`. A Monte Carlo term that is given no sample
-            draws twice, and the value is the weighted mean of both.
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        kl: the term that is balanced; ``None``: :class:`ExactKLLoss`. Without a sample a Monte Carlo term draws twice,
+            and the value is the weighted mean of both.
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises:
-        ValueError: a ``prior_weight`` outside of [0, 1]; what the term raises.
-        TypeError: a distribution of another package, whose parameters cannot be told from the rest.
+        ValueError: a ``prior_weight`` outside of [0, 1]; whatever the term raises.
+        TypeError: a distribution of another package: its parameters are not known, so it cannot be detached.
     Source: Hafner et al. 2021 (DreamerV2), algorithm 2.
 
     >>> import torch
@@ -164,7 +165,9 @@ class BalancedKLLoss(KLTerm):
 
     kl: Any  # a KLTerm
 
-    def __init__(self, prior_weight: float = 0.8, kl: KLTerm | None = None, *, reduction: str = "batchmean") -> None:
+    def __init__(
+        self, prior_weight: float = 0.8, kl: KLTerm | None = None, *, reduction: Reduction = "batchmean"
+    ) -> None:
         super().__init__(reduction)
         if not 0 <= prior_weight <= 1:
             raise ValueError(f"prior_weight={prior_weight} is not in [0, 1]")
@@ -178,27 +181,28 @@ class BalancedKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        return self.unreduced_with_kl(posterior, prior, sample)[0]
+        return self.kl_values(posterior, prior, sample).in_loss
 
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
-        with torch.no_grad():
-            self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())  # where there is one
+        with torch.no_grad():  # raises where the term has no KL of one dimension
+            self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())
         return super().per_dimension(posterior, prior, sample)
 
-    def unreduced_with_kl(
+    def kl_values(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> KLValues:
         check_posterior(posterior, prior)
         prior = standard_prior(posterior, like=sample) if prior is None else prior
-        fixed = None if sample is None else sample.detach()
-        of_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed)
-        of_posterior, kl = self.kl.unreduced_with_kl(posterior, detached(prior), sample)
-        # b + w (a - b) is b to the last digit where the two are one number, and NaN where that is infinite
-        balanced = torch.lerp(of_posterior, of_prior, self.prior_weight)
-        balanced = torch.where(balanced.isnan(), of_posterior + of_prior, balanced)
-        return balanced, balanced if kl is of_posterior else kl
+        fixed_sample = None if sample is None else sample.detach()
+        to_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed_sample)
+        values: KLValues = self.kl.kl_values(posterior, detached(prior), sample)
+        to_posterior = values.in_loss
+        # lerp gives b exactly where both are b, and NaN where both are infinite
+        balanced = torch.lerp(to_posterior, to_prior, self.prior_weight)
+        balanced = torch.where(balanced.isnan(), to_posterior + to_prior, balanced)
+        return KLValues(balanced) if values.penalty is None else KLValues(values.kl, penalty=balanced)
 
     def extra_repr(self) -> str:
         return f"prior_weight={self.prior_weight}, {super().extra_repr()}"

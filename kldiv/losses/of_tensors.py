@@ -1,10 +1,10 @@
-"""KL terms of tensors, as a network emits them: means and log-variances, logits."""
+"""KL terms of tensors: GaussianKLLoss of means and log-variances, CategoricalKLLoss of logits."""
 
 from torch import Tensor, nn
 
 from kldiv.functional import kl_categorical, kl_normal
 from kldiv.kernels import gaussian_kl, has_gaussian_kl
-from kldiv.reduction import check_reduction, reduce, sum_latent
+from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
     "CategoricalKLLoss",
@@ -16,7 +16,7 @@ class GaussianKLLoss(nn.Module):
     r"""D_KL(N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var))) of tensors, in nats.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: ``"mean"`` and unknown reductions.
 
     Called with ``(mean, log_var, prior_mean=None, prior_log_var=None)``: the first two of one shape (N, \*latent),
@@ -30,7 +30,7 @@ class GaussianKLLoss(nn.Module):
     tensor(1.)
     """
 
-    def __init__(self, reduction: str = "batchmean") -> None:
+    def __init__(self, reduction: Reduction = "batchmean") -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
 
@@ -80,7 +80,7 @@ class CategoricalKLLoss(nn.Module):
     r"""D_KL(Categorical(logits) || Categorical(prior_logits)) of tensors, in nats.
 
     Args:
-        reduction: ``"batchmean"`` (the sum over everything divided by N; 0 for N = 0), ``"sum"`` or ``"none"``: (N,).
+        reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
     Raises: ValueError: ``"mean"`` and unknown reductions.
 
     Called with ``(logits, prior_logits=None)``: logits of shape (N, \*latent, K), the last dimension that of the
@@ -94,7 +94,7 @@ class CategoricalKLLoss(nn.Module):
     tensor(0.3466)
     """
 
-    def __init__(self, reduction: str = "batchmean") -> None:
+    def __init__(self, reduction: Reduction = "batchmean") -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
 

@@ -1,9 +1,11 @@
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
 
 import kldiv
 from kldiv import (
@@ -19,6 +21,7 @@ from kldiv import (
     attach,
 )
 from kldiv.functional import kl_normal
+from tests.two_processes import in_two_processes
 
 
 @pytest.fixture
@@ -81,7 +84,55 @@ def test_detach_drops_the_graph(batch):
     output = batch[0].requires_grad_()
     terms = ELBOLoss(BernoulliNLL())(output, *batch[1:])
     assert terms.loss.requires_grad
-    assert not any(term.requires_grad for term in terms.detach())
+    detached = terms.detach()
+    assert type(detached) is kldiv.ELBOTerms
+    assert not any(term.requires_grad for term in tree_leaves(detached))
+
+
+def test_the_terms_are_a_plain_named_tuple_whatever_passes_them_on(batch):
+    output, target, posterior = batch
+    terms = ELBOLoss(BernoulliNLL())(output, target, [posterior, posterior])
+    assert terms._fields == ("loss", "negative_elbo", "reconstruction", "kl", "weight", "kl_per_group")
+    loss, *_, kl_per_group = terms
+    assert loss is terms.loss
+    assert kl_per_group is terms.kl_per_group
+    for passed_on in (tree_map(torch.clone, terms), pickle.loads(pickle.dumps(terms)), copy.deepcopy(terms)):
+        assert type(passed_on) is kldiv.ELBOTerms
+        torch.testing.assert_close(passed_on, terms)
+    replaced = terms._replace(loss=terms.kl)
+    assert replaced.loss is terms.kl
+    assert replaced.kl_per_group is terms.kl_per_group
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.unused = nn.Linear(6, 4), nn.Linear(2, 6), nn.Linear(1, 1)
+        self.elbo = ELBOLoss(BernoulliNLL())
+
+    def forward(self, x):
+        posterior = DiagonalNormal(*self.encoder(x).chunk(2, 1))
+        return self.elbo(self.decoder(posterior.mean), x, [posterior, posterior])
+
+
+def terms_of_one_of_two(rank):
+    torch.manual_seed(0)
+    x, model = torch.rand(6, 6), Model()
+    distributed_model = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    terms = distributed_model(x[3 * rank : 3 * rank + 3])
+    terms.loss.backward()
+    gradient = model.encoder.weight.grad.clone()
+    model.zero_grad()
+    model(x).loss.backward()  # of the joined batch
+    torch.testing.assert_close(gradient, model.encoder.weight.grad)
+    return type(terms).__name__, terms.kl.item(), [kl.item() for kl in terms.kl_per_group]
+
+
+def test_the_terms_pass_through_distributed_data_parallel(tmp_path):
+    for name, kl, kl_per_group in in_two_processes(terms_of_one_of_two, tmp_path):
+        assert name == "ELBOTerms"
+        assert len(kl_per_group) == 2
+        assert sum(kl_per_group) == pytest.approx(kl)
 
 
 def test_a_schedule_is_counted_saved_and_restored(batch):
@@ -171,7 +222,8 @@ def test_bad_arguments(batch):
 def test_half_precision_and_autocast_return_float32(batch):
     output, target, posterior = batch
     half = DiagonalNormal(posterior.mean.bfloat16(), posterior.log_var.bfloat16())
-    assert all(term.dtype == torch.float32 for term in ELBOLoss(BernoulliNLL())(output.bfloat16(), target, half))
+    terms = ELBOLoss(BernoulliNLL())(output.bfloat16(), target, half)
+    assert all(term.dtype == torch.float32 for term in tree_leaves(terms))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ELBOLoss(BernoulliNLL())(*batch).loss.dtype == torch.float32
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from kldiv import (
     BernoulliNLL,
@@ -139,6 +139,11 @@ def one_of_two(rank):
         results.append((loss.item(), gradient.tolist()))
     if rank == 0:  # no collective runs in eval mode: the other process is not there to answer
         shaped_loss(means[:3], FreeBits(0.3).eval())
+    alone = [distributed.new_group([member]) for member in range(2)][rank]  # every process makes both
+    for make in (lambda **options: FreeBits(0.3, **options), lambda **options: Capacity(4.0, 2.0, **options)):
+        mean = means[3 * rank : 3 * rank + 3]
+        in_group, expected = shaped_loss(mean, make(process_group=alone)), shaped_loss(mean, make().eval())
+        assert in_group.item() == expected.item()
     return results
 
 

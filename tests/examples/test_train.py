@@ -239,7 +239,7 @@ def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp
         (["--model.elbo.reconstruction", "kldiv.NoSuchTerm"], "NoSuchTerm"),
         (["--model.encoder.init_args.latent_dim", "7"], "images of shape (1, 8, 8)"),
         (["--model.optimizer.init_args.lr", "-1"], "Invalid learning rate: -1"),
-        (["--model.elbo.init_args.reduction", "mean"], "no KL divergence"),
+        (["--model.elbo.init_args.reduction", "mean"], "'batchmean', 'sum', 'none'"),
         (
             ["--model.elbo.weight", "kldiv.LinearWarmup", "--model.elbo.weight.fraction", "2"],
             "either steps or fraction",

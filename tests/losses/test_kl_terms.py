@@ -18,6 +18,7 @@ from kldiv import (
     DiagonalNormal,
     ELBOLoss,
     ExactKLLoss,
+    FreeBits,
     GaussianKLLoss,
     KLTerm,
     MixturePrior,
@@ -26,6 +27,7 @@ from kldiv import (
 )
 from kldiv.exact.registry import CLOSED_FORMS
 from kldiv.functional import kl_normal
+from kldiv.losses import KLValues
 
 
 @pytest.fixture
@@ -241,6 +243,28 @@ def test_an_own_term_is_one_method():
     assert Zero()(posterior).item() == 0
     assert Zero().per_example(posterior).shape == (4,)
     assert Zero().per_dimension(posterior).shape == (4, 3)
+    terms = ELBOLoss(BernoulliNLL(), Zero())(torch.zeros(4, 8), torch.ones(4, 8), posterior, latent_mask=torch.ones(3))
+    assert terms.kl.item() == 0
+    assert terms.loss.item() == terms.reconstruction.item()
+
+
+@pytest.mark.parametrize("transform", [None, FreeBits(0.0, batch_mean=False)], ids=repr)
+def test_an_own_term_may_put_a_penalty_in_the_place_of_the_kl(transform):
+    class Doubled(KLTerm):
+        def unreduced(self, posterior, prior=None, sample=None):
+            return self.kl_values(posterior, prior, sample).in_loss
+
+        def kl_values(self, posterior, prior=None, sample=None):
+            kl = ExactKLLoss().unreduced(posterior, prior)
+            return KLValues(kl, penalty=2 * kl)
+
+    posterior, mask = DiagonalNormal(torch.ones(4, 3), torch.zeros(4, 3)), torch.tensor([1, 1, 0])
+    assert Doubled()(posterior).item() == pytest.approx(3.0)
+    elbo = ELBOLoss(BernoulliNLL(), Doubled(), transform=transform, weight=0.5)
+    terms = elbo(torch.zeros(4, 8), torch.ones(4, 8), posterior, latent_mask=mask)
+    assert terms.kl.item() == pytest.approx(1.0)
+    assert (terms.loss - terms.reconstruction).item() == pytest.approx(0.5 * 2.0)
+    assert (terms.negative_elbo - terms.reconstruction).item() == pytest.approx(1.0)
 
 
 class TestVariablesAndGroups:
