@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kldiv.kernels import categorical_kl, fused, has_categorical_kl, normal_kl
-from kldiv.numerics import broadcast, check_broadcast, exact_difference, expm1mx, standardise, widen
+from kldiv.kernels import categorical_kl, normal_kl
+from kldiv.numerics import broadcast, check_broadcast, expm1mx, widen
 
 __all__ = [
     "bounded_log_var",
@@ -15,10 +15,6 @@ __all__ = [
     "kl_categorical",
     "kl_normal",
 ]
-
-
-_LARGE = 2**14
-"""Numbers from which on categories are taken by blocks: of fewer the plain formula costs no more."""
 
 
 def kl_normal(
@@ -43,30 +39,13 @@ def kl_normal(
     >>> kl_normal(torch.tensor([0.0, 1e-4]), torch.tensor([0.0, 0.0]))
     tensor([0.0000e+00, 5.0000e-09])
     """
-    given = {"mean_p": mean_p, "log_var_p": log_var_p, "mean_q": mean_q, "log_var_q": log_var_q}
-    check_broadcast(**{name: value.shape for name, value in given.items() if isinstance(value, Tensor)})
-    names = [name for name, value in given.items() if value is not None]
-    wide = dict(zip(names, widen(*(value for value in given.values() if value is not None)), strict=True))
-    if fused(*wide.values()):
-        wide = dict(zip(names, broadcast(*wide.values()), strict=True))
-        return normal_kl(wide["mean_p"], wide["log_var_p"], wide.get("mean_q"), wide.get("log_var_q"), _kl_normal)
-    return _kl_normal(**wide)
-
-
-def _kl_normal(
-    mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor | None = None, log_var_q: Tensor | None = None
-) -> Tensor:
-    mean = mean_p if mean_q is None else mean_p - mean_q
-    if log_var_q is not None:
-        ratio, error = exact_difference(log_var_p, log_var_q)
-        # one step of Taylor's series; the clamp keeps 0 * inf away where the first term is infinite already
-        top = 88.72 if ratio.dtype == torch.float32 else 709.7
-        # for what expm1mx has at infinity too, where an error of the size of the log-variances could outgrow it
-        spread = expm1mx(ratio) + torch.where(ratio < top, error * torch.expm1(ratio.clamp(max=top)), 0.0)
-        distance = standardise(mean, log_var_q)
-    else:
-        spread, distance = expm1mx(log_var_p), mean
-    return 0.5 * (spread + distance * distance)
+    check_broadcast(
+        mean_p=mean_p.shape,
+        log_var_p=log_var_p.shape,
+        mean_q=getattr(mean_q, "shape", None),
+        log_var_q=getattr(log_var_q, "shape", None),
+    )
+    return normal_kl(*widen(mean_p, log_var_p, mean_q, log_var_q))
 
 
 def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Tensor:
@@ -134,35 +113,8 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
             f"logits_p {tuple(logits_p.shape)} has {logits_p.shape[dim]} categories along dim={dim} and logits_q "
             f"{tuple(logits_q.shape)} {logits_q.shape[dim]}: they must be the same"
         )
-    a, b = broadcast(*widen(logits_p, logits_q))
-    if a.numel() >= _LARGE and has_categorical_kl(a, b):
-        return categorical_kl(a.movedim(dim, -1), b.movedim(dim, -1), _kl_categorical)
-    return _kl_categorical(a, b, dim)
-
-
-def _kl_categorical(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
-    dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
-    none_p, none_q = a == -torch.inf, b == -torch.inf
-    some = ~(none_p | none_q)
-    delta, error = exact_difference(torch.where(some, b, 0.0), torch.where(some, a, 0.0))
-    log_p = torch.log_softmax(a, dim)
-    p = torch.exp(log_p)
-    # in two steps: what the first rounds off the mean, the second takes off; only it has to carry the gradient
-    first = (p * delta).detach().sum(dim, keepdim=True)
-    delta = torch.where(some, (delta - first) + error, 0.0)
-    second = (p * delta).sum(dim, keepdim=True)
-    delta = torch.where(some, delta - second, 0.0)
-
-    log_p_exp_delta = torch.where(some, log_p + delta, -torch.inf)
-    only_q = torch.where(none_p & ~none_q, b, 0.0) - torch.logsumexp(a, dim, keepdim=True) - (first + second)
-    log_p_exp_delta = torch.where(none_p & ~none_q, only_q, log_p_exp_delta)
-    near = delta.abs() < 1
-    excess = torch.exp(log_p_exp_delta.clamp(max=80.0)) - p * (1 + delta)
-    terms = torch.where(near & some, p * expm1mx(torch.where(near, delta, 0.0)), excess.masked_fill(none_q, 0))
-    total = terms.sum(dim)
-    close = total < 1
-    value = torch.where(close, torch.log1p(torch.where(close, total, 0.0)), torch.logsumexp(log_p_exp_delta, dim))
-    return value.masked_fill((none_q & ~none_p).any(dim), torch.inf).to(dtype)
+    logits_p, logits_q = broadcast(*widen(logits_p, logits_q))
+    return categorical_kl(logits_p, logits_q, dim)
 
 
 def bounded_log_var(raw: Tensor, limit: float = 10.0) -> Tensor:
