@@ -1,4 +1,4 @@
-"""Closed forms of the KL divergence on tensors: means, log-variances, logits. In nats, no reduction."""
+"""KL divergences of normal, Bernoulli and categorical distributions from their parameters. In nats, unreduced."""
 
 import math
 
@@ -57,9 +57,9 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     with :math:`\delta` the difference of the logits, q's less p's, and :math:`\varphi(u) = e^u - 1 - u`.
 
     Args:
-        logits_p, logits_q: :math:`\ln\frac{p}{1-p}`, infinite at 0 and 1. Any shapes that broadcast; ``None`` is 1/2.
+        logits_p, logits_q: :math:`\ln\frac{p}{1-p}`, infinite at 0 and 1. Any shapes that broadcast. ``None`` is 1/2.
     Returns: the broadcast shape, in ``float32`` for half precision and in the widest dtype otherwise. Never negative;
-        ``inf`` where p gives mass to what q gives none.
+        ``inf`` where p gives mass to an outcome to which q gives none.
     Raises: ValueError: if the shapes do not broadcast; the message holds both.
 
     >>> kl_bernoulli(torch.tensor([0.0, 1e-4]), torch.tensor([20.0, 0.0]))
@@ -68,7 +68,7 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     if isinstance(logits_q, Tensor):
         check_broadcast(logits_p=logits_p.shape, logits_q=logits_q.shape)
     a, b = broadcast(*widen(logits_p, 0.0 if logits_q is None else logits_q))
-    dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
+    dtype, a, b = a.dtype, a.double(), b.double()  # in float32, the rounding of a = -30 leaves e^a five digits
     certain, excluded = a.isinf(), b.isinf()
     finite_a, finite_b = a.masked_fill(certain, 0), b.masked_fill(excluded, 0)
     delta = finite_b - finite_a
@@ -80,7 +80,7 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     apart = p * (functional.logsigmoid(finite_a) - functional.logsigmoid(finite_b))
     apart = apart + not_p * (functional.logsigmoid(-finite_a) - functional.logsigmoid(-finite_b))
     value = torch.where(near, close, apart)
-    # p is 0 or 1: what q has there
+    # where p is 0 or 1, it is -ln of what q gives to that outcome
     sign = torch.where(a > 0, 1.0, -1.0).to(a.dtype)
     value = torch.where(certain, -functional.logsigmoid(sign * finite_b), value)
     return value.masked_fill(excluded & (a != b), torch.inf).masked_fill(excluded & (a == b), 0).to(dtype)
@@ -95,9 +95,9 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
     added to either's logits drop out, and every term is non-negative.
 
     Args:
-        logits_p, logits_q: of shapes that broadcast, with as many categories along ``dim``; ``-inf`` is a probability
-            of 0. ``None`` is the uniform distribution.
-        dim: that of the categories.
+        logits_p, logits_q: of shapes that broadcast, with equally many categories along ``dim``. ``-inf`` is a
+            probability of 0, ``None`` the uniform distribution.
+        dim: the dimension of the categories.
     Returns: the broadcast shape without ``dim``, in ``float32`` for half precision and in the widest dtype otherwise.
         Never negative; ``inf`` where p gives mass to a category to which q gives none.
     Raises: ValueError: shapes that do not broadcast, or unequal numbers of categories; the message holds both.
@@ -118,12 +118,12 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
 
 
 def bounded_log_var(raw: Tensor, limit: float = 10.0) -> Tensor:
-    r"""A log-variance within (-limit, limit) for whatever a network emits, with a gradient that never dies.
+    r"""A log-variance within (-limit, limit) from any output of a network, with a gradient that never vanishes.
 
     .. math:: \lambda = \frac{r}{1 + |r| / b}, \qquad \frac{d\lambda}{dr} = \frac{1}{(1 + |r| / b)^2}
 
-    Close to r itself near 0. A clamp has no gradient beyond its ends, and a network that is there stays there; a tanh
-    has none to speak of.
+    Near 0 it is close to r. A clamp has no gradient beyond its ends, so a network that gets there stays there, and a
+    tanh has next to none.
 
     Args:
         raw: r, of any shape.

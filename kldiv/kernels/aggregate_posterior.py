@@ -17,10 +17,10 @@ __all__ = [
 
 
 _BLOCK = 2**19
-"""Numbers in a block of rows and columns. Some blocks fit into the second-level cache."""
+"""Numbers in a block of rows and columns. A few such blocks fit into the second-level cache."""
 
 _SCALE = 0.5 * LOG2_E
-"""Times a squared distance, this is minus its log-density in bits."""
+"""Times a squared distance in standard deviations, this is minus the log-density in bits, but for a constant."""
 
 
 def log_normal_mixtures(
@@ -70,7 +70,7 @@ def _formula(
 
 
 def _weight_matrix(like: Tensor, first: int, log_weights: tuple[float, float, float]) -> Tensor:
-    """ln W, (rows, batch), as the given tensor."""
+    """ln W, (rows, batch), of the shape, dtype and device of ``like``."""
     own, after, others = log_weights
     count, batch = like.shape
     rows = torch.arange(count, device=like.device)
@@ -84,8 +84,8 @@ def _weight_matrix(like: Tensor, first: int, log_weights: tuple[float, float, fl
 class _LogMixtures(Function):
     """Forward and backward by blocks of rows, one dimension at a time, in memory that is used again and again.
 
-    Logarithms are in bits until they are returned. Of the weights only what they differ by from those elsewhere is
-    added to each pair.
+    Logarithms are in bits until they are returned. A weight counts as its excess over the weight elsewhere, which is
+    added to the results.
     """
 
     @staticmethod
@@ -178,7 +178,7 @@ class _Blocks:
         return distance, torch.addcmul(self.constant[d], distance, distance, value=-1, out=log)
 
     def add_weights_(self, log: Tensor, start: int) -> Tensor:
-        """Adds log2 W, less that of all other pairs, in place."""
+        """Adds the excess of log2 W over its value elsewhere, in place."""
         log.diagonal(self.first + start).add_(self.own)
         neighbours = log.diagonal(self.first + start + 1)
         neighbours.add_(self.after)

@@ -1,7 +1,7 @@
 """When a fused form stands in for its plain formula, and what fused forms share.
 
-A fused form is an autograd function that works in blocks which stay in cache, and that keeps little for its backward.
-Beside each stands the plain formula. That one is taken under ``torch.compile``, which fuses by itself, under function
+A fused form is an autograd function that works in blocks which stay in cache, and keeps little for its backward. Beside
+each stands the plain formula, which is taken under ``torch.compile``, which fuses by itself, under function
 transforms, in forward-mode differentiation, and for second derivatives.
 """
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-Backward = Callable[..., Any]
+_Backward = Callable[..., Any]
 """Of ``(ctx, *upstream)``: the gradients of all arguments of the forward."""
 
 
@@ -63,13 +63,13 @@ def _has_triton(device: torch.device) -> bool:
     return found and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def falls_back_on(plain_backward: Backward) -> Callable[[Backward], Backward]:
+def falls_back_on(plain_backward: _Backward) -> Callable[[_Backward], _Backward]:
     """Decorates the backward of a fused form: ``plain_backward`` takes over where plain operations are needed.
 
-    They are where the backward is differentiated again, and where it is given many upstream gradients at once.
+    They are needed where the backward is differentiated again, and where it gets many upstream gradients at once.
     """
 
-    def decorate(fused_backward: Backward) -> Backward:
+    def decorate(fused_backward: _Backward) -> _Backward:
         @functools.wraps(fused_backward)
         def backward(ctx: Any, *upstream: Tensor) -> Any:
             chosen = plain_backward if _needs_plain_operations(upstream[0]) else fused_backward
@@ -86,7 +86,7 @@ def _needs_plain_operations(upstream: Tensor) -> bool:
     return batched or torch.is_grad_enabled() or not in_eager()
 
 
-def differentiated(formula: Callable[..., Any]) -> Backward:
+def differentiated(formula: Callable[..., Any]) -> _Backward:
     """The backward that evaluates ``formula(*saved tensors, *ctx.options)`` and differentiates it."""
 
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -39,7 +39,7 @@ def categorical_kl(logits_p: Tensor, logits_q: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         logits_p, logits_q: ``float32`` or wider, of one shape and dtype.
-        dim: that of the categories.
+        dim: the dimension of the categories.
     Returns: the shape without ``dim``.
     """
     on_cuda = logits_p.is_cuda
@@ -67,7 +67,8 @@ def categorical_kl_formula(logits_p: Tensor, logits_q: Tensor, dim: int = -1) ->
 
     with :math:`\delta` the logits of q less those of p.
     """
-    dtype, a, b = logits_p.dtype, logits_p.double(), logits_q.double()  # in float32, e^-30 of a logit has five digits
+    # in float32, the rounding of a = -30 leaves e^a five digits
+    dtype, a, b = logits_p.dtype, logits_p.double(), logits_q.double()
     none_p, none_q = a == -torch.inf, b == -torch.inf
     some = ~(none_p | none_q)
     only_q = none_p & ~none_q

@@ -74,7 +74,7 @@ def _normal_kl_formula(
 
 
 class _NormalKL(Function):
-    """In ``float64``, where e^u - 1 - u cancels only for u below 4e-9. Of that nothing is kept for the backward."""
+    """In ``float64``, where e^u - 1 - u cancels only for u below 4e-9. The backward computes everything again."""
 
     @staticmethod
     def forward(ctx: Any, mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor | None, log_var_q: Tensor | None) -> Tensor:
@@ -115,8 +115,11 @@ class _NormalKL(Function):
 
 
 def _compare(parameters: Any, block: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of a block, in ``float64``: the distance of the means in standard deviations of q, the logarithm of the ratio
-    of the variances, and 1 / standard deviation of q, ``None`` where that is 1."""
+    """What the KL of a block is made of, in ``float64``.
+
+    Returns: the distance of the means in standard deviations of q; the logarithm of the ratio of variances, p's to q's;
+        1 / standard deviation of q, ``None`` for 1.
+    """
     mean_p, log_var_p, mean_q, log_var_q = parameters
     distance, log_ratio = mean_p[block].double(), log_var_p[block].double()
     if mean_q is not None:

@@ -94,7 +94,7 @@ class CategoricalKLLoss(nn.Module):
     Source: Jang, Gu & Poole 2017, section 3.
 
     >>> import torch
-    >>> CategoricalKLLoss()(torch.tensor([[[50.0, 0.0]], [[0.0, 0.0]]]))  # of ln 2 and 0
+    >>> CategoricalKLLoss()(torch.tensor([[[50.0, 0.0]], [[0.0, 0.0]]]))  # the mean of ln 2 and 0
     tensor(0.3466)
     """
 

@@ -74,7 +74,7 @@ def expm1mx(u: Tensor) -> Tensor:
     .. math:: e^u - 1 - u = u^2 \sum_{k \ge 0} \frac{u^k}{(k + 2)!}
 
     Args:
-        u: floating point, any shape. ``float32`` or wider: half precision is for the caller to widen.
+        u: floating point, any shape. ``float32`` or wider: widen half precision first.
     Returns: the shape and dtype of ``u``; ``inf`` at both infinities.
 
     >>> expm1mx(torch.tensor([0.0, 1e-10, 1.0]))
@@ -92,12 +92,12 @@ def expm1mx(u: Tensor) -> Tensor:
 
 
 class _Expm1mx(Function):
-    r"""The same for compilers, in ``float32``: of arithmetic alone, which they fuse, where an exponential is a call.
+    r"""The same for compilers, in ``float32``: arithmetic alone, which they fuse, where an exponential is a call.
 
     .. math:: u = n \ln 2 + r, \quad w = e^r - 1 - r: \qquad e^u - 1 - u = 2^n w + \left(2^n r + 2^n - 1 - u\right)
 
-    Near 0, where n is 0, the bracket is exactly 0. What is made of n is constant, so that derivatives of these
-    operations are right too.
+    Near 0, where n is 0, the bracket is exactly 0. n is piecewise constant, so the derivatives of these operations are
+    right too.
     """
 
     @staticmethod
@@ -118,10 +118,10 @@ class _Expm1mx(Function):
 
 
 def _reduce(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """2^(n - 1), r and e^r - 1 - r of u = n ln 2 + r, in ``float32``: half the power, for 2^128 is infinite."""
+    """2^(n - 1), r and e^r - 1 - r of u = n ln 2 + r, in ``float32``. Not 2^n, because 2^128 is infinite."""
     u = u.clamp(min=-87.0)
     n = torch.round(u * LOG2_E)
-    # the exponent's bits: counted in floating point, for to shift integers takes longer
+    # the bits of a float32 with this exponent, computed in floating point: shifting integers takes longer
     half_power = (n * 2.0**23 + 126 * 2.0**23).to(torch.int32).view(torch.float32)
     r = (u - n * _LN_2) - n * (math.log(2) - _LN_2)
     series = polynomial(r, _MINIMAX)
@@ -173,7 +173,7 @@ def kl_term(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
 
     .. math:: p \left(x - \ln(1 + x)\right), \qquad x = \frac{q - p}{p}
 
-    The differences q - p sum to nothing over two tables that sum to one, and with them the sum is that of p ln(p/q).
+    Over two tables that sum to one, the differences q - p add up to 0, and so the terms to the sum of p ln(p/q).
 
     Args:
         p, q: shapes that broadcast, of one floating dtype.
@@ -188,7 +188,7 @@ def kl_term(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
     near = excess.abs() < 0.5 * p
     x = torch.where(near, excess, 0.0) / torch.where(near, p, 1.0)
     close = p * xmlog1p(x)
-    # harmless where it is not taken: p = q = 1; the logarithm of 0 is never asked for
+    # the branch that is not taken sees p = q = 1: no logarithm of 0 is ever taken
     held = ~near & (p > 0) & (q > 0)
     logs = torch.log(torch.where(held, p, 1.0)) - torch.log(torch.where(held, q, 1.0))
     apart = excess + torch.where(held, p * logs, 0.0)
@@ -222,7 +222,7 @@ def bregman(
 
 
 def non_negative(value: Tensor) -> Tensor:
-    """The value, and 0 where rounding made it negative; its gradient is left as it is."""
+    """The value, and 0 where rounding has made it negative. The gradient is left as it is."""
     return value + (value.clamp(min=0) - value).detach().nan_to_num(nan=0.0, posinf=0.0)
 
 
@@ -257,7 +257,7 @@ def standardise(difference: Tensor, log_var: Tensor) -> Tensor:
     >>> standardise(torch.tensor(1e-30), torch.tensor(-180.0))
     tensor(1.2204e+09)
     """
-    # in two halves; beyond the clamp any difference but 0 gives inf all the same, and 0 stays 0
+    # in two halves. Beyond the clamp any difference but 0 gives inf anyway, and 0 stays 0
     half = torch.exp((-0.25 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
     return (difference * half) * half
 

@@ -16,7 +16,7 @@ __all__ = [
 
 
 def broadcast(*values: Tensor) -> tuple[Tensor, ...]:
-    """The values in their joint shape."""
+    """The values in the shape to which they broadcast."""
     return tuple(torch.broadcast_tensors(*values))  # type: ignore[no-untyped-call]
 
 
