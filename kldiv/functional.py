@@ -1,4 +1,4 @@
-"""Closed forms of the KL divergence on tensors: means, log-variances, logits. In nats, no reduction."""
+"""KL divergences of normal, Bernoulli and categorical distributions from their parameters. In nats, unreduced."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kldiv.kernels import categorical_kl, fused, has_categorical_kl, normal_kl
-from kldiv.numerics import broadcast, check_broadcast, exact_difference, expm1mx, standardise, widen
+from kldiv.kernels import categorical_kl, normal_kl
+from kldiv.numerics import broadcast, check_broadcast, expm1mx, widen
 
 __all__ = [
     "bounded_log_var",
@@ -15,10 +15,6 @@ __all__ = [
     "kl_categorical",
     "kl_normal",
 ]
-
-
-_LARGE = 2**14
-"""Numbers from which on categories are taken by blocks: of fewer the plain formula costs no more."""
 
 
 def kl_normal(
@@ -43,30 +39,13 @@ def kl_normal(
     >>> kl_normal(torch.tensor([0.0, 1e-4]), torch.tensor([0.0, 0.0]))
     tensor([0.0000e+00, 5.0000e-09])
     """
-    given = {"mean_p": mean_p, "log_var_p": log_var_p, "mean_q": mean_q, "log_var_q": log_var_q}
-    check_broadcast(**{name: value.shape for name, value in given.items() if isinstance(value, Tensor)})
-    names = [name for name, value in given.items() if value is not None]
-    wide = dict(zip(names, widen(*(value for value in given.values() if value is not None)), strict=True))
-    if fused(*wide.values()):
-        wide = dict(zip(names, broadcast(*wide.values()), strict=True))
-        return normal_kl(wide["mean_p"], wide["log_var_p"], wide.get("mean_q"), wide.get("log_var_q"), _kl_normal)
-    return _kl_normal(**wide)
-
-
-def _kl_normal(
-    mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor | None = None, log_var_q: Tensor | None = None
-) -> Tensor:
-    mean = mean_p if mean_q is None else mean_p - mean_q
-    if log_var_q is not None:
-        ratio, error = exact_difference(log_var_p, log_var_q)
-        # one step of Taylor's series; the clamp keeps 0 * inf away where the first term is infinite already
-        top = 88.72 if ratio.dtype == torch.float32 else 709.7
-        # for what expm1mx has at infinity too, where an error of the size of the log-variances could outgrow it
-        spread = expm1mx(ratio) + torch.where(ratio < top, error * torch.expm1(ratio.clamp(max=top)), 0.0)
-        distance = standardise(mean, log_var_q)
-    else:
-        spread, distance = expm1mx(log_var_p), mean
-    return 0.5 * (spread + distance * distance)
+    check_broadcast(
+        mean_p=mean_p.shape,
+        log_var_p=log_var_p.shape,
+        mean_q=getattr(mean_q, "shape", None),
+        log_var_q=getattr(log_var_q, "shape", None),
+    )
+    return normal_kl(*widen(mean_p, log_var_p, mean_q, log_var_q))
 
 
 def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Tensor:
@@ -78,9 +57,9 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     with :math:`\delta` the difference of the logits, q's less p's, and :math:`\varphi(u) = e^u - 1 - u`.
 
     Args:
-        logits_p, logits_q: :math:`\ln\frac{p}{1-p}`, infinite at 0 and 1. Any shapes that broadcast; ``None`` is 1/2.
+        logits_p, logits_q: :math:`\ln\frac{p}{1-p}`, infinite at 0 and 1. Any shapes that broadcast. ``None`` is 1/2.
     Returns: the broadcast shape, in ``float32`` for half precision and in the widest dtype otherwise. Never negative;
-        ``inf`` where p gives mass to what q gives none.
+        ``inf`` where p gives mass to an outcome to which q gives none.
     Raises: ValueError: if the shapes do not broadcast; the message holds both.
 
     >>> kl_bernoulli(torch.tensor([0.0, 1e-4]), torch.tensor([20.0, 0.0]))
@@ -89,7 +68,7 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     if isinstance(logits_q, Tensor):
         check_broadcast(logits_p=logits_p.shape, logits_q=logits_q.shape)
     a, b = broadcast(*widen(logits_p, 0.0 if logits_q is None else logits_q))
-    dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
+    dtype, a, b = a.dtype, a.double(), b.double()  # in float32, the rounding of a = -30 leaves e^a five digits
     certain, excluded = a.isinf(), b.isinf()
     finite_a, finite_b = a.masked_fill(certain, 0), b.masked_fill(excluded, 0)
     delta = finite_b - finite_a
@@ -101,7 +80,7 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     apart = p * (functional.logsigmoid(finite_a) - functional.logsigmoid(finite_b))
     apart = apart + not_p * (functional.logsigmoid(-finite_a) - functional.logsigmoid(-finite_b))
     value = torch.where(near, close, apart)
-    # p is 0 or 1: what q has there
+    # where p is 0 or 1, it is -ln of what q gives to that outcome
     sign = torch.where(a > 0, 1.0, -1.0).to(a.dtype)
     value = torch.where(certain, -functional.logsigmoid(sign * finite_b), value)
     return value.masked_fill(excluded & (a != b), torch.inf).masked_fill(excluded & (a == b), 0).to(dtype)
@@ -116,9 +95,9 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
     added to either's logits drop out, and every term is non-negative.
 
     Args:
-        logits_p, logits_q: of shapes that broadcast, with as many categories along ``dim``; ``-inf`` is a probability
-            of 0. ``None`` is the uniform distribution.
-        dim: that of the categories.
+        logits_p, logits_q: of shapes that broadcast, with equally many categories along ``dim``. ``-inf`` is a
+            probability of 0, ``None`` the uniform distribution.
+        dim: the dimension of the categories.
     Returns: the broadcast shape without ``dim``, in ``float32`` for half precision and in the widest dtype otherwise.
         Never negative; ``inf`` where p gives mass to a category to which q gives none.
     Raises: ValueError: shapes that do not broadcast, or unequal numbers of categories; the message holds both.
@@ -134,44 +113,17 @@ def kl_categorical(logits_p: Tensor, logits_q: Tensor | None = None, dim: int = 
             f"logits_p {tuple(logits_p.shape)} has {logits_p.shape[dim]} categories along dim={dim} and logits_q "
             f"{tuple(logits_q.shape)} {logits_q.shape[dim]}: they must be the same"
         )
-    a, b = broadcast(*widen(logits_p, logits_q))
-    if a.numel() >= _LARGE and has_categorical_kl(a, b):
-        return categorical_kl(a.movedim(dim, -1), b.movedim(dim, -1), _kl_categorical)
-    return _kl_categorical(a, b, dim)
-
-
-def _kl_categorical(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
-    dtype, a, b = a.dtype, a.double(), b.double()  # e^a of a rounded a = -30 has five digits in float32
-    none_p, none_q = a == -torch.inf, b == -torch.inf
-    some = ~(none_p | none_q)
-    delta, error = exact_difference(torch.where(some, b, 0.0), torch.where(some, a, 0.0))
-    log_p = torch.log_softmax(a, dim)
-    p = torch.exp(log_p)
-    # in two steps: what the first rounds off the mean, the second takes off; only it has to carry the gradient
-    first = (p * delta).detach().sum(dim, keepdim=True)
-    delta = torch.where(some, (delta - first) + error, 0.0)
-    second = (p * delta).sum(dim, keepdim=True)
-    delta = torch.where(some, delta - second, 0.0)
-
-    log_p_exp_delta = torch.where(some, log_p + delta, -torch.inf)
-    only_q = torch.where(none_p & ~none_q, b, 0.0) - torch.logsumexp(a, dim, keepdim=True) - (first + second)
-    log_p_exp_delta = torch.where(none_p & ~none_q, only_q, log_p_exp_delta)
-    near = delta.abs() < 1
-    excess = torch.exp(log_p_exp_delta.clamp(max=80.0)) - p * (1 + delta)
-    terms = torch.where(near & some, p * expm1mx(torch.where(near, delta, 0.0)), excess.masked_fill(none_q, 0))
-    total = terms.sum(dim)
-    close = total < 1
-    value = torch.where(close, torch.log1p(torch.where(close, total, 0.0)), torch.logsumexp(log_p_exp_delta, dim))
-    return value.masked_fill((none_q & ~none_p).any(dim), torch.inf).to(dtype)
+    logits_p, logits_q = broadcast(*widen(logits_p, logits_q))
+    return categorical_kl(logits_p, logits_q, dim)
 
 
 def bounded_log_var(raw: Tensor, limit: float = 10.0) -> Tensor:
-    r"""A log-variance within (-limit, limit) for whatever a network emits, with a gradient that never dies.
+    r"""A log-variance within (-limit, limit) from any output of a network, with a gradient that never vanishes.
 
     .. math:: \lambda = \frac{r}{1 + |r| / b}, \qquad \frac{d\lambda}{dr} = \frac{1}{(1 + |r| / b)^2}
 
-    Close to r itself near 0. A clamp has no gradient beyond its ends, and a network that is there stays there; a tanh
-    has none to speak of.
+    Near 0 it is close to r. A clamp has no gradient beyond its ends, so a network that gets there stays there, and a
+    tanh has next to none.
 
     Args:
         raw: r, of any shape.

@@ -1,20 +1,20 @@
-"""Probability tables: relative entropy, entropy, cross-entropy and their symmetric kin.
+"""Entropies and divergences of probability tables: relative, cross, Jeffreys and Jensen-Shannon.
 
 A table is a tensor of non-negative numbers, and ``dim`` says over which of its dimensions they sum to one: one
-dimension, or a tuple of them for a joint table; all others are batch. Everything is computed in ``float64`` and handed
-back in the widest dtype of the tables, ``float32`` at least.
+dimension, or a tuple of them for a joint table. All others are batch. Everything is computed in ``float64`` and
+returned in the widest dtype of the tables, ``float32`` at least.
 
-A table is read as :math:`P = p / \\sum p`, so that rounded probabilities are a distribution all the same. How far from
-one its sum may be is its dtype's matter, with :math:`\\epsilon` the dtype's resolution, :math:`\\sigma` its smallest
-subnormal number and n the number of entries that are summed:
+A table is read as :math:`P = p / \\sum p`, so that rounded probabilities are a distribution too. How far its sum may be
+from one depends on its dtype, with :math:`\\epsilon` the dtype's resolution, :math:`\\sigma` its smallest subnormal
+number and n the number of entries that are summed:
 
 .. math:: 10^{-6}\\sqrt n + 4\\epsilon + n\\sigma
 
 For ten entries that is 3.2e-6 in ``float64``, 3.6e-6 in ``float32``, 0.004 in ``float16`` and 0.03 in ``bfloat16``. The
 check synchronises with the device, once for both tables. ``validate=False`` leaves it out, and so does
-``torch.compile``; ``torch.func.vmap``, which allows no such check, needs ``validate=False``. Then a table of any
-positive sum is read as P (two ``float64`` tables of unlike sums lose the digits in which they are the same), and the
-value of anything else means nothing.
+``torch.compile``. ``torch.func.vmap`` allows no such check and needs ``validate=False``. Unchecked, a table of any
+positive sum is read as P (two ``float64`` tables of unlike sums lose the digits in which they agree), and for other
+tables the value means nothing.
 """
 
 import math
@@ -52,7 +52,7 @@ def relative_entropy(
     Raises:
         ValueError: shapes that do not broadcast (the message holds both), a table without entries, a base of 1 or
             below; and, unless ``validate=False``, a table that does not sum to one or holds a negative number or NaN.
-        TypeError: a table that is no floating point tensor.
+        TypeError: a table that is not a floating point tensor.
     Source: Kullback & Leibler 1951, section 2; Cover & Thomas 2006, equation 2.26.
 
     >>> p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])
@@ -69,7 +69,7 @@ def entropy(p: Tensor, dim: int | tuple[int, ...] = -1, base: float | None = Non
     .. math:: H(P) = -\sum P \ln P, \quad P = \frac{p}{\sum p},\ 0 \ln 0 = 0
 
     Args: as :func:`relative_entropy` has them.
-    Returns: the shape without ``dim``. Never negative; to the last digits where one outcome is all but certain, too.
+    Returns: the shape without ``dim``. Never negative, accurate also where one outcome is nearly certain.
     Raises: what :func:`relative_entropy` does.
     Source: Shannon 1948, section 6.
 
@@ -139,11 +139,11 @@ def jensen_shannon(
     """
     (p, q), dims, dtype = _read(dim, validate, p=p, q=q)
     share_p, share_q, excess = _shares(p, q, dims)
-    # the mixture lies half-way: what it has more than P, it has less than Q
+    # the mixture M lies half-way: M - P = Q - M
     mixture, half = 0.5 * (share_p + share_q), 0.5 * excess
     terms = kl_term(share_p, mixture, half) + kl_term(share_q, mixture, -half)
     value = 0.5 * terms.sum(dims)
-    # the last digit only, and the gradient as it is
+    # rounding may exceed ln 2 by the last digit: taken off, and the gradient left as it is
     return _in_base(value - (value.detach() - math.log(2)).clamp(min=0), base, dtype)
 
 
@@ -158,7 +158,7 @@ def _shares(p: Tensor, q: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor
     """P, Q and Q - P. The difference is formed from q - p: that of the rounded P and Q would be little but rounding."""
     difference = q - p
     sum_p, sum_q, sum_difference = (table.sum(dims, keepdim=True) for table in (p, q, difference))
-    # unchecked tables may be of any two sums, and then q - p says nothing
+    # unchecked tables may have any two sums, and then q - p says nothing
     alike = sum_difference.abs() < 0.5 * sum_p
     excess = torch.where(alike, difference * sum_p - p * sum_difference, q * sum_p - p * sum_q) / sum_p / sum_q
     return p / sum_p, q / sum_q, excess

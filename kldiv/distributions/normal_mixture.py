@@ -1,6 +1,5 @@
 """DiagonalNormalMixture: a mixture of diagonal normals whose density costs matrix products."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.distributions import Categorical, MixtureSameFamily
 from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.parameters import given, parameter_dtype
 from kldiv.distributions.precision import widened
-from kldiv.kernels import in_eager, mixture_log_density
+from kldiv.kernels import mixture_log_density
 from kldiv.numerics import check_broadcast
 
 __all__ = [
@@ -102,10 +101,7 @@ class DiagonalNormalMixture(MixtureSameFamily):
         z = _flatten(value.expand(value.shape[:split] + event), events)
         mean, log_var = (_flatten(p, events) for p in (components.mean, components.log_var))
         weights = log_weights(self._mixture_distribution)
-        if mean.ndim == 2 and weights.ndim == 1 and in_eager():
-            result = mixture_log_density(z, mean, log_var, weights, dtype, _log_density)
-        else:
-            result = _log_density(z, mean, log_var, weights, dtype)
+        result = mixture_log_density(z, mean, log_var, weights, dtype)
         return result.expand(check_broadcast(value=result.shape, batch_shape=self.batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -134,23 +130,6 @@ class DiagonalNormalMixture(MixtureSameFamily):
 
     def _is_expanded(self) -> bool:
         return self._component_distribution.batch_shape[:-1] != self.batch_shape
-
-
-def _log_density(z: Tensor, mean: Tensor, log_var: Tensor, log_weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """The density of (..., D), of components (..., K, D) and weights (..., K): exponentials and result in ``dtype``."""
-    z, mean, log_var = z.double(), mean.double(), log_var.double()
-    # the value depends on no center, and so its gradient neither
-    center = mean.detach().mean(-2, keepdim=True)
-    # infinity has the density 0, by the smallest numbers with which nothing is infinity less infinity
-    z, mean = (z - center.squeeze(-2)).clamp(-1e60, 1e60), mean - center
-    precision = torch.exp(-log_var.clamp(min=-300.0))
-    scaled = mean * precision
-    constant = log_weights - 0.5 * (math.log(2 * math.pi) + log_var + mean * scaled).sum(-1)
-    of_value, of_component = torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, scaled], -1)
-    terms = torch.einsum("...d,...kd->...k", of_value, of_component) + constant
-    largest = terms.detach().amax(-1, keepdim=True).clamp(min=-1e300)
-    # one exponential, where torch.logsumexp takes a second one in the backward pass
-    return torch.log(torch.exp((terms - largest).to(dtype)).sum(-1)) + largest.squeeze(-1).to(dtype)
 
 
 def log_weights(mixture: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory that costs little time: used again, kept, or in huge pages. To fault a page in costs as much as to fill it."""
+"""Memory that is quick to get: used again, kept, or in huge pages. A page fault takes as long as filling the page."""
 
 import ctypes
 import functools
@@ -19,27 +19,27 @@ __all__ = [
 
 
 _HUGE_PAGE_ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
-"""``None`` on systems that know no such advice."""
+"""``None`` on systems without huge pages."""
 
 
 def workspace(shape: torch.Size, dtype: torch.dtype, count: int) -> list[Tensor]:
-    """So many contiguous tensors on a CPU, in memory that this thread's next call uses again.
+    """``count`` contiguous tensors on a CPU, not filled, in memory that this thread's next call overwrites.
 
-    Memory that is new at each call costs as much as an exponential of what is put there.
+    New memory at each call takes as long as an exponential of every number in it.
     """
     size = count * shape.numel()
     flat = _reused.flat.get(dtype)
     if flat is None or flat.numel() < size:
-        with torch.inference_mode(False):  # else training could not write where a validation has been
+        with torch.inference_mode(False):  # an inference tensor of a validation could not be written to in training
             flat = _reused.flat[dtype] = torch.empty(size, dtype=dtype, device="cpu")
     return list(flat[:size].view(count, *shape).unbind())
 
 
 def new_like(values: Tensor) -> Tensor:
-    """A contiguous tensor like it, not filled, on a CPU in memory that is quick to touch first if it is large.
+    """A contiguous tensor like ``values``, not filled. A large one on a CPU is in memory that is quick to get.
 
-    From 1 MB on that is what was freed before, and from 32 MB on, which glibc takes from the system for one tensor
-    and gives back with it, huge pages, on Linux. Source: madvise(2), MADV_HUGEPAGE.
+    From 1 MB on that is memory that was freed before. From 32 MB on glibc takes memory from the system for each tensor,
+    and on Linux it is in huge pages. Source: madvise(2), MADV_HUGEPAGE.
     """
     size = values.numel() * values.itemsize
     if not values.is_cpu or size < 2**20:
@@ -55,21 +55,21 @@ def new_like(values: Tensor) -> Tensor:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Has glibc keep up to 64 MB of what is freed, for the next who asks: else it goes back to the system.
+    """Makes glibc keep up to 64 MB of freed memory for the next tensors, instead of giving it back to the system.
 
-    A page that comes anew costs a microsecond: a fifth of the time of a decoder's outputs, half of that of a KL of
-    millions. glibc keeps twice the largest block that it has given back, if that is no larger than 32 MB: one of that
-    size, which nobody touches, is freed here. Elsewhere it changes nothing. Source: mallopt(3), M_MMAP_THRESHOLD.
+    A new page takes a microsecond: a fifth of the time of a decoder's outputs, half of that of a KL of millions. glibc
+    keeps twice the size of the largest block that was freed, up to blocks of 32 MB, so a block of that size is freed
+    here, untouched. With another allocator nothing changes. Source: mallopt(3), M_MMAP_THRESHOLD.
     """
     torch.empty(2**25 - 2**13, dtype=torch.uint8, device="cpu")
 
 
 def touch_constants() -> None:
-    """Reads what torch's e^x - 1 and ln(1 + x) have for the infinities, -0 and what is no number, in ``float32``.
+    """Makes torch read the constants of its ``float32`` e^x - 1 and ln(1 + x) for infinities, -0 and NaN.
 
-    With AVX-512 these are loaded under a mask, mostly of no lane. While nothing has read the page that one lies on, the
-    processor takes a tenth of a microsecond to find that it need not, and the functions are seven times slower. That
-    lasts until some number needs the constants, in any thread of the process.
+    With AVX-512 they are loaded under a mask, which is nearly always empty. Until the page that holds them was read
+    once, in any thread of the process, each such load takes a tenth of a microsecond, and the two functions are seven
+    times slower.
     """
     numbers = [math.inf, -math.inf, math.nan, -0.0, -2.0, 3e38]
     special = torch.tensor(16 * numbers, dtype=torch.float32, device="cpu")

@@ -1,69 +1,64 @@
-"""The KL of categories from logits on CUDA: a program a row, which makes the gradients, and one that scales them.
+"""The KL divergence of categorical distributions on CUDA: a Triton program for each row, which makes the gradients too.
 
-To be imported where there is a tensor on CUDA, and Triton.
+Imported only where Triton is installed and a tensor is on CUDA.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels.autograd import gradients_again, is_plain_backward
+from kldiv.kernels.autograd import differentiated, falls_back_on, take_gradients
+from kldiv.kernels.categorical import categorical_kl_formula
 from kldiv.kernels.triton_math import half_excess_and_spread, half_exponential, jit, power_of_two, tl
 
 __all__ = [
-    "Plain",
     "categorical_kl",
 ]
 
 
-Plain = Callable[[Tensor, Tensor], Tensor]
-
 _BLOCK = 4096
 
 
-def categorical_kl(logits_p: Tensor, logits_q: Tensor, wanted: list[bool], plain: Plain) -> Tensor:
-    """D_KL(softmax(logits_p) || softmax(logits_q)) of each row, in nats. Nothing waits for the device.
+def categorical_kl(logits_p: Tensor, logits_q: Tensor, wanted: list[bool]) -> Tensor:
+    """D_KL(softmax(logits_p) || softmax(logits_q)) of each row, in nats. It never waits for the device.
 
     Args:
         logits_p, logits_q: (rows, categories), in ``float32``, on CUDA.
-        wanted: which of the two gradients.
-        plain: the formula, for a second derivative.
+        wanted: which of the two gradients will be asked for.
     Returns: (rows,).
     """
-    values: Tensor = _CategoricalKL.apply(logits_p, logits_q, wanted, plain)
+    values: Tensor = _CategoricalKL.apply(logits_p, logits_q, wanted)
     return values
 
 
 class _CategoricalKL(Function):
     @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor, wanted: list[bool], plain: Plain) -> Tensor:
+    def forward(ctx: Any, p: Tensor, q: Tensor, wanted: list[bool]) -> Tensor:
         ctx.save_for_backward(p, q)
-        ctx.plain = plain
-        values, ctx.gradients = _fill(p, q, wanted)
+        ctx.options = ()
+        values, ctx.gradients = _values_and_gradients(p, q, wanted)
         return values
 
     @staticmethod
+    @falls_back_on(differentiated(categorical_kl_formula))
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        p, q = ctx.saved_tensors
-        if is_plain_backward(upstream):
-            return *gradients_again(ctx, lambda: ctx.plain(p, q), upstream), None, None
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:  # a graph that was kept: these are used up
-            _, gradients = _fill(p, q, ctx.needs_input_grad[:2])
+        gradients = take_gradients(ctx)
+        if gradients is None:
+            p, q = ctx.saved_tensors
+            _, gradients = _values_and_gradients(p, q, ctx.needs_input_grad[:2])
         for gradient in gradients:
             if gradient is not None and gradient.numel():
                 with torch.cuda.device_of(gradient):  # type: ignore[no-untyped-call]
                     _scale_kernel[(len(gradient),)](
                         gradient, upstream, gradient.shape[1], upstream.stride(0), BLOCK=_block(gradient)
                     )
-        return *gradients, None, None
+        return *gradients, None
 
 
-def _fill(p: Tensor, q: Tensor, wanted: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """The KL of each row, and the gradients of their sum that are wanted."""
+def _values_and_gradients(p: Tensor, q: Tensor, wanted: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """The KL of each row, and the gradients of their sum, ``None`` where not wanted."""
     p, q = (t if t.stride(1) == 1 else t.contiguous() for t in (p, q))
     values = p.new_empty(len(p))
     to_p, to_q = (
@@ -95,7 +90,7 @@ def _block(rows: Tensor) -> int:
 
 @jit
 def _pair(x):  # type: ignore[no-untyped-def]
-    """A number of ``float64`` as the sum of two of ``float32``."""
+    """A ``float64`` number as the sum of two ``float32`` numbers."""
     high = x.to(tl.float32)
     return high, (x - high.to(tl.float64)).to(tl.float32)
 
@@ -110,7 +105,7 @@ def _difference(a, b):  # type: ignore[no-untyped-def]
 
 @jit
 def _exponential(x, high, low):  # type: ignore[no-untyped-def]
-    """e^(x - high - low) to the last digits; 0 where it would leave the normal numbers, and at -inf."""
+    """e^(x - high - low) to the last digits. 0 where it would be subnormal, and at -inf."""
     least = tl.maximum(x, -3e38)
     difference, error = _difference(least, high)
     value = 2.0 * half_exponential(difference)
@@ -120,7 +115,7 @@ def _exponential(x, high, low):  # type: ignore[no-untyped-def]
 
 @jit
 def _excess(p, q, high, low):  # type: ignore[no-untyped-def]
-    """q - p less their mean; 0 where either is -inf."""
+    """q - p less its mean. 0 where p or q is -inf."""
     difference, error = _difference(q, p)
     excess = ((difference - high) - low) + error
     return tl.where((p > float("-inf")) & (q > float("-inf")), excess, 0.0)
@@ -134,7 +129,7 @@ def _load(pointer, start, columns, BLOCK: tl.constexpr):  # type: ignore[no-unty
 
 @jit
 def _moments(p_row, q_row, columns, log_sum_p, mean, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Under p, of u = q - p - mean, logits all: the expectations of e^u - 1 - u and of u."""
+    """The means under p of e^u - 1 - u and of u, with u = q - p - mean of logits p and q."""
     p_high, p_low = _pair(log_sum_p)
     high, low = _pair(mean)
     shifted_high, shifted_low = _pair(log_sum_p + mean)
@@ -145,7 +140,7 @@ def _moments(p_row, q_row, columns, log_sum_p, mean, BLOCK: tl.constexpr):  # ty
         prob = _exponential(p, p_high, p_low)
         u = _excess(p, q, high, low)
         _, half = half_excess_and_spread(tl.minimum(u, 1.0))
-        # e^u may be beyond all bounds where p is all but 0; p e^u is not
+        # e^u may be huge where p is tiny, but p e^u = q is not
         apart = _exponential(q, shifted_high, shifted_low) - prob * (1.0 + u)
         is_near = (u < 1.0) & (p > float("-inf"))
         spread += tl.sum(tl.where(is_near, 2.0 * prob * half, apart), 0).to(tl.float64)
@@ -169,7 +164,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
 ):
     row = tl.program_id(0).to(tl.int64)
     p_row, q_row = p_pointer + row * p_stride, q_pointer + row * q_stride
-    # normalisers, and the mean of the differences as well as float32 gives it
+    # the normalisers, and the mean of q - p to the accuracy of float32
     top_p = tl.full((), -3e38, tl.float32)
     top_q = tl.full((), -3e38, tl.float32)
     sum_p = tl.full((), 0.0, tl.float64)
@@ -193,7 +188,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
     log_sum_q = top_q.to(tl.float64) + tl.log(sum_q)
 
     spread, first = _moments(p_row, q_row, columns, log_sum_p, mean, BLOCK)
-    # where the error of the mean is not small beside the differences from it, the same from a better one
+    # where the mean is not accurate enough, once more with a better one
     again = first * first > 1e-10 * spread
     better = mean + tl.where(again, first, 0.0)
     new_spread, new_first = _moments(p_row, q_row, tl.where(again, columns, 0), log_sum_p, better, BLOCK)
@@ -224,7 +219,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
             if WITH_Q:
                 log_ratio = u - value
                 half, _ = half_excess_and_spread(log_ratio)
-                # elsewhere the rounding of u is larger than those of the two probabilities
+                # elsewhere u is rounded by more than the two probabilities are
                 is_near = (tl.abs(log_ratio) < 0.55) & (tl.abs(u) < 3.0) & (p > float("-inf"))
                 to_q = tl.where(is_near, 2.0 * prob * half, _exponential(q, q_high, q_low) - prob)
                 to_q = tl.where(excluded > 0, 0.0, to_q)

@@ -1,6 +1,6 @@
-"""The KL of normals to the standard normal on CUDA: one kernel forward, which makes the gradients, and one backward.
+"""The KL divergence of normals to the standard normal, summed, on CUDA: one Triton kernel each way.
 
-To be imported where there is a tensor on CUDA, and Triton.
+Imported only where Triton is installed and a tensor is on CUDA.
 """
 
 from typing import Any
@@ -9,52 +9,50 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldiv.kernels.autograd import is_plain_backward
+from kldiv.kernels.autograd import falls_back_on, take_gradients
+from kldiv.kernels.gaussian import plain_gradients
 from kldiv.kernels.triton_math import half_excess_and_spread, jit, power_of_two, tl
 
 __all__ = [
-    "backward",
-    "forward",
     "gaussian_kl",
 ]
 
 
 _BLOCK = 2048
 _PROGRAMS = 8
-"""A multiprocessor: enough to hide memory, few enough for the last of them to add up what all have found."""
+"""Per multiprocessor: enough to hide the latency of memory, and few enough for the last one to add up all parts."""
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
-    """``scale`` times the sum over all elements, as :func:`kldiv.kernels.gaussian.gaussian_kl`, in ``float32``.
+    """``scale`` times the sum of D_KL(N(mean, exp(log_var)) || N(0, 1)) over all elements, in nats.
 
     Args:
-        mean, log_var: of one shape and dtype, of 32 bits or 16, on CUDA.
-        scale: of the sum.
+        mean, log_var: of one shape and dtype, ``float32`` or half precision, on CUDA.
+    Returns: shape (), in ``float32``.
     """
     total: Tensor = _GaussianKL.apply(mean, log_var, scale)
     return total
 
 
 class _GaussianKL(Function):
+    """The forward makes the gradients, and the backward writes them again unless the upstream gradient is 1."""
+
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_var: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mean, log_var)
         ctx.scale = scale
-        # what the backward gives away: only where the upstream gradient is not 1 has it to write there again
         ctx.gradients = _like(mean, log_var) if any(ctx.needs_input_grad) else None
-        return forward(mean, log_var, ctx.gradients, scale)
+        return _launch_forward(mean, log_var, ctx.gradients, scale)
 
     @staticmethod
+    @falls_back_on(plain_gradients)
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         mean, log_var = ctx.saved_tensors
-        if is_plain_backward(upstream):
-            up = upstream * ctx.scale
-            to_mean, to_log_var = mean.float() * up, 0.5 * torch.expm1(log_var.float()) * up
-            return to_mean.to(mean.dtype), to_log_var.to(log_var.dtype), None
-        gradients, ctx.gradients = ctx.gradients, None
-        again = gradients is None  # a graph that was kept
-        gradients = _like(mean, log_var) if gradients is None else gradients
-        backward(mean, log_var, gradients, upstream, ctx.scale, again)
+        gradients = take_gradients(ctx)
+        again = gradients is None
+        if gradients is None:
+            gradients = _like(mean, log_var)
+        _launch_backward(mean, log_var, gradients, upstream, ctx.scale, again)
         return *gradients, None
 
 
@@ -62,8 +60,8 @@ def _like(mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mean, log_var))  # type: ignore[return-value]
 
 
-def forward(mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
-    """The value; the gradients of it are written."""
+def _launch_forward(mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
+    """The value. Its gradients are written."""
     total = torch.empty((), dtype=torch.float32, device=mean.device)
     programs, block = _grid(mean)
     partials = total if programs == 1 else torch.empty(programs, dtype=torch.float64, device=mean.device)
@@ -93,10 +91,10 @@ def forward(mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor] | No
     return total
 
 
-def backward(
+def _launch_backward(
     mean: Tensor, log_var: Tensor, gradients: tuple[Tensor, Tensor], upstream: Tensor, scale: float, again: bool
 ) -> None:
-    """Writes the gradients where the upstream one is not 1, or ``again``: without waiting to see what it is."""
+    """Writes the gradients, if ``again`` or if the upstream gradient is not 1. The device finds out: nothing waits."""
     programs, block = _grid(mean)
     mean, log_var = _rows(mean), _rows(log_var)
     with torch.cuda.device_of(mean):  # type: ignore[no-untyped-call]
@@ -118,13 +116,13 @@ def backward(
 
 
 def _rows(values: Tensor) -> Tensor:
-    """(rows, columns) with a stride of 1: as it is, where it is so, as half of an encoder's output is."""
+    """(rows, columns) with a stride of 1 along columns. Half of an encoder's output is so already, and not copied."""
     flat = values.flatten(1) if values.ndim > 1 else values[None]
     return flat if flat.stride(1) == 1 or (flat.shape[1] == 1 and flat.is_contiguous()) else flat.contiguous()
 
 
 def _grid(values: Tensor) -> tuple[int, int]:
-    """Programs, and numbers in a block."""
+    """How many programs, and how many numbers in a block."""
     if values.numel() <= 2 * _BLOCK:
         return 1, power_of_two(max(values.numel(), 128))
     most = _PROGRAMS * torch.cuda.get_device_properties(values.device).multi_processor_count if values.is_cuda else 4
@@ -135,9 +133,9 @@ _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _counter(device: torch.device) -> Tensor:
-    """0, and 0 again when the kernel ends: one for each stream, whose kernels follow each other."""
+    """A zero for each stream, whose kernels run one after the other. The kernel sets it back to 0 when it ends."""
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(1, dtype=torch.int32, device=device)  # of the graph, which may be replayed on any stream
+        return torch.zeros(1, dtype=torch.int32, device=device)  # the graph's own: it may be replayed on any stream
     key = device, torch.cuda.current_stream(device).cuda_stream
     if key not in _counters:
         _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
@@ -146,7 +144,7 @@ def _counter(device: torch.device) -> Tensor:
 
 @jit
 def _load(pointer, at, mask, columns, stride, STRIDED: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """The numbers ``at`` these places, counted row by row, in ``float32``."""
+    """The numbers at these places, counted row by row, in ``float32``."""
     if STRIDED:
         row = at // columns
         place = row * stride + (at - row * columns)
@@ -184,7 +182,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         mean = _load(mean_pointer, at, mask, columns, mean_stride, STRIDED)
         log_var = _load(log_var_pointer, at, mask, columns, log_var_stride, STRIDED)
         excess, spread = half_excess_and_spread(log_var)
-        # a sum with what its rounding loses (Kahan): a lane adds many
+        # compensated summation (Kahan): a lane adds many numbers
         term = (spread + 0.5 * mean * mean) - lost
         new = found + term
         lost = tl.where(tl.abs(new) < float("inf"), (new - found) - term, 0.0)
@@ -199,7 +197,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         tl.store(partials_pointer + program, part)
         tl.debug_barrier()
         before = tl.atomic_add(counter_pointer, 1, sem="acq_rel")
-        if before == PROGRAMS - 1:  # the last: all others have written theirs
+        if before == PROGRAMS - 1:  # the last program: all others have written their parts
             each = tl.arange(0, HELD)
             parts = tl.load(partials_pointer + each, mask=each < PROGRAMS, other=0.0, cache_modifier=".cg")
             tl.store(total_pointer, tl.sum(parts, 0).to(tl.float32))

@@ -1,7 +1,4 @@
-"""What the Triton kernels compute with: exponentials to the last digits.
-
-To be imported where there is a tensor on CUDA, and Triton.
-"""
+"""Exponentials to the last digits, for the Triton kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +18,7 @@ try:
     from triton import language as tl
 
     jit = triton.jit
-except ImportError:  # then nobody calls what is below
+except ImportError:  # then nothing below is ever called
     tl = None
 
     def jit(function: Any) -> Any:
@@ -29,13 +26,13 @@ except ImportError:  # then nobody calls what is below
 
 
 def power_of_two(number: int) -> int:
-    """The least that is as large."""
+    """The least power of 2 that is not smaller."""
     return 1 << (number - 1).bit_length()
 
 
 @jit
 def half_exponential(u):  # type: ignore[no-untyped-def]
-    """e^u / 2 to the last digits, where the hardware's own loses some to the size of u; for u above -87."""
+    """e^u / 2 for u above -87, to the last digits. The hardware's exponential loses digits as u grows."""
     # e^u = 2^n e^r
     held = tl.minimum(tl.maximum(u, -87.0), 90.0)
     n = tl.floor(held * 1.4426950408889634 + 0.5)
@@ -60,7 +57,7 @@ def half_exponential(u):  # type: ignore[no-untyped-def]
 
 @jit
 def half_excess_and_spread(u):  # type: ignore[no-untyped-def]
-    """Half of e^u - 1 and of e^u - 1 - u: near 0 by a polynomial, that of kldiv.numerics.special for compilers."""
+    """(e^u - 1) / 2 and (e^u - 1 - u) / 2, near 0 by the polynomial of kldiv.numerics.special."""
     exponential = half_exponential(u)
     s = 0.0001994575805414567
     s = s * u + 0.0013982985777479234

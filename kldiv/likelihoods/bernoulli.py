@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kldiv.kernels import bernoulli_nll, fused, traced_bernoulli_nll
+from kldiv.kernels import bernoulli_nll, bernoulli_nll_per_example
 from kldiv.likelihoods.base import NegativeLogLikelihood
 from kldiv.numerics import log_sinc
 
@@ -33,20 +32,11 @@ class BernoulliNLL(NegativeLogLikelihood):
 
     def per_element(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         (logits,) = parameters
-        return _bernoulli_nll(logits, target)
+        return bernoulli_nll(logits, target)
 
     def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         (logits,) = parameters
-        if target.ndim > 1 and fused(logits, target):
-            return bernoulli_nll(logits, target, _bernoulli_nll)
-        return super().per_example_of(parameters, target)
-
-
-def _bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return traced_bernoulli_nll(logits, target)
-    # torch's binary_cross_entropy_with_logits is (1 - t) l - ln sigmoid(l), which cancels for l << 0
-    return -(target * functional.logsigmoid(logits) + (1 - target) * functional.logsigmoid(-logits))
+        return bernoulli_nll_per_example(logits, target)
 
 
 class ContinuousBernoulliNLL(NegativeLogLikelihood):

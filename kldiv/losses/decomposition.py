@@ -17,7 +17,7 @@ from kldiv.distributions import (
     matched,
     result_dtype,
 )
-from kldiv.kernels import log_mixtures, weight_matrix
+from kldiv.kernels import log_mixtures, log_normal_mixtures
 from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_gradient
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.numerics import widen
@@ -124,13 +124,11 @@ def decompose_kl(
     conditional = sum_latent(pair.log_p(sample))
     if is_normal:
         z, mean, log_var = (_flat(t.to(sample.dtype)) for t in (sample, *_mean_and_log_var(everyone)))
-        aggregate, marginals = log_mixtures(z, mean, log_var, first, log_weights)
+        aggregate, marginals = log_normal_mixtures(z, mean, log_var, first, log_weights)
     else:
         crossed = pair._replace(p=everyone).log_p(sample[:, None])  # ln q(z_id|x_j), (rows, batch, *latent)
         crossed = crossed.flatten(2) if crossed.ndim > 2 else crossed[..., None]
-        weights = weight_matrix(crossed[..., 0], batch, first, log_weights)
-        aggregate = torch.logsumexp(crossed.sum(-1) + weights, 1)  # a weight enters once, after the sum over dimensions
-        marginals = torch.logsumexp(crossed + weights[..., None], 1).sum(-1)
+        aggregate, marginals = log_mixtures(crossed, first, log_weights)
     parts = conditional - aggregate, aggregate - marginals, marginals - of_prior
     return KLDecomposition(*(part.to(dtype) for part in parts))
 

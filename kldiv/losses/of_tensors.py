@@ -1,9 +1,9 @@
-"""KL terms of tensors: GaussianKLLoss of means and log-variances, CategoricalKLLoss of logits."""
+"""KL terms of the tensors that an encoder returns: means and log-variances, or logits."""
 
 from torch import Tensor, nn
 
 from kldiv.functional import kl_categorical, kl_normal
-from kldiv.kernels import gaussian_kl, has_gaussian_kl
+from kldiv.kernels import gaussian_kl
 from kldiv.reduction import Reduction, check_reduction, reduce, sum_latent
 
 __all__ = [
@@ -37,9 +37,9 @@ class GaussianKLLoss(nn.Module):
     def forward(
         self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
     ) -> Tensor:
-        total = prior_mean is None and prior_log_var is None and self.reduction != "none"
-        if total and mean.shape == log_var.shape and mean.ndim > 1 and has_gaussian_kl(mean, log_var):
-            return gaussian_kl(mean, log_var, 1 / max(len(mean), 1) if self.reduction == "batchmean" else 1.0)
+        if prior_mean is None and prior_log_var is None and self.reduction != "none":
+            _check_posterior(mean, log_var)
+            return gaussian_kl(mean, log_var, max(len(mean), 1) if self.reduction == "batchmean" else 1)
         return reduce(self.per_example(mean, log_var, prior_mean, prior_log_var), self.reduction)
 
     def per_example(
@@ -52,17 +52,7 @@ class GaussianKLLoss(nn.Module):
         self, mean: Tensor, log_var: Tensor, prior_mean: Tensor | None = None, prior_log_var: Tensor | None = None
     ) -> Tensor:
         r"""Nats per example and latent dimension, (N, \*latent)."""
-        if mean.shape != log_var.shape:
-            raise ValueError(
-                f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must have one shape, (N, ...): only a "
-                "prior's parameters broadcast. Write log_var.expand_as(mean) if one variance is meant for all"
-            )
-        if mean.ndim < 2:
-            raise ValueError(
-                f"mean has the shape {tuple(mean.shape)}, and dimension 0 is the example, the others are latent. Add "
-                "one: mean[None] and log_var[None] for a single example, mean[:, None] and log_var[:, None] for one "
-                "latent dimension"
-            )
+        _check_posterior(mean, log_var)
         values = kl_normal(mean, log_var, prior_mean, prior_log_var)
         if values.shape != mean.shape:
             shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in (prior_mean, prior_log_var)]
@@ -74,6 +64,20 @@ class GaussianKLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
+
+
+def _check_posterior(mean: Tensor, log_var: Tensor) -> None:
+    if mean.shape != log_var.shape:
+        raise ValueError(
+            f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must have one shape, (N, ...): only a "
+            "prior's parameters broadcast. Write log_var.expand_as(mean) if one variance is meant for all"
+        )
+    if mean.ndim < 2:
+        raise ValueError(
+            f"mean has the shape {tuple(mean.shape)}, and dimension 0 is the example, the others are latent. Add "
+            "one: mean[None] and log_var[None] for a single example, mean[:, None] and log_var[:, None] for one "
+            "latent dimension"
+        )
 
 
 class CategoricalKLLoss(nn.Module):
@@ -90,7 +94,7 @@ class CategoricalKLLoss(nn.Module):
     Source: Jang, Gu & Poole 2017, section 3.
 
     >>> import torch
-    >>> CategoricalKLLoss()(torch.tensor([[[50.0, 0.0]], [[0.0, 0.0]]]))  # of ln 2 and 0
+    >>> CategoricalKLLoss()(torch.tensor([[[50.0, 0.0]], [[0.0, 0.0]]]))  # the mean of ln 2 and 0
     tensor(0.3466)
     """
 

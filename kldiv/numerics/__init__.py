@@ -10,6 +10,7 @@ from kldiv.numerics.gamma import (
     stirling_error,
     trigamma,
 )
+from kldiv.numerics.log_sinc import log_sinc, log_sinc_first, log_sinc_second
 from kldiv.numerics.special import (
     LOG2_E,
     bregman,
@@ -17,9 +18,6 @@ from kldiv.numerics.special import (
     expm1mx,
     kl_term,
     log_ratio,
-    log_sinc,
-    log_sinc_first,
-    log_sinc_second,
     non_negative,
     standardise,
     xmlog1p,

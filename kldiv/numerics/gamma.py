@@ -27,8 +27,8 @@ def bregman_lgamma(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
 
     .. math:: B(a, b) = \ln\Gamma(a) - \ln\Gamma(b) - \psi(b)(a - b)
 
-    It is shifted to large arguments by :math:`\ln\Gamma(x) = \ln\Gamma(x + 1) - \ln x`, where Stirling's series
-    converges; the divergence of each term of the shift and of the series has no cancellation in it.
+    The recurrence :math:`\ln\Gamma(x) = \ln\Gamma(x + 1) - \ln x` shifts the arguments to where Stirling's series
+    converges. The divergence of each term of the shift and of the series is computed without cancellation.
 
     Args:
         a, b: positive; shapes that broadcast.
@@ -100,7 +100,7 @@ def digamma_minus_log(x: Tensor) -> Tensor:
 
 
 def trigamma(x: Tensor) -> Tensor:
-    r""":math:`\psi'(x)` of positive numbers; torch's own is good to nine digits.
+    r""":math:`\psi'(x)` of positive numbers; torch's own is accurate to nine digits.
 
     >>> trigamma(torch.tensor([1.0], dtype=torch.float64))
     tensor([1.6449], dtype=torch.float64)
@@ -160,8 +160,8 @@ def gamma_tail(shape: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     .. math:: P(a, x) = \frac1{\Gamma(a)}\int_0^x t^{a-1}e^{-t}dt
               = P(a + n, x) + \sum_{k<n}\frac{x^{a+k}e^{-x}}{\Gamma(a+k+1)}, \qquad \frac{x^a e^{-x}}{\Gamma(a + 1)}
 
-    Torch's own has no derivative in the shape, and ten digits. Here the integral is over :math:`w = \ln(t/a)`, in which
-    the density is all but normal, by a Gauss-Legendre rule.
+    Torch's own has no derivative in the shape, and is accurate to ten digits. Here the integral is taken over
+    :math:`w = \ln(t/a)`, in which the density is nearly normal, by a Gauss-Legendre rule.
 
     Args:
         shape, x: positive and non-negative, ``float64``; shapes that broadcast.

@@ -1,7 +1,7 @@
 """Primitives without cancellation, from which the closed forms are built."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,17 +18,54 @@ __all__ = [
     "gauss_legendre",
     "kl_term",
     "log_ratio",
-    "log_sinc",
-    "log_sinc_first",
-    "log_sinc_second",
     "non_negative",
+    "polynomial",
     "standardise",
     "xmlog1p",
 ]
 
 
 LOG2_E = 1 / math.log(2)
-"""Nats to bits, in which logarithms are held where many powers are wanted of them."""
+"""Bits in a nat. Logarithms are in bits where many exponentials are taken: a power of 2 takes less time."""
+
+_LARGE = 1e30
+"""x - ln(1 + x) and e^u - 1 - u of a number beyond it have lost all of the smaller terms."""
+
+# As many terms as the dtype can tell apart at an argument of 0.5 in size
+_EXPONENTIAL = {
+    torch.float32: tuple(1 / math.factorial(k) for k in range(2, 11)),
+    torch.float64: tuple(1 / math.factorial(k) for k in range(2, 17)),
+}
+_ATANH = {
+    torch.float32: tuple(1 / (2 * k + 1) for k in range(1, 8)),
+    torch.float64: tuple(1 / (2 * k + 1) for k in range(1, 17)),
+}
+
+# Of (e^r - 1 - r)/r^2 for |r| at most (ln 2)/2: the least relative error, 4e-9, with 1/2 at 0
+_MINIMAX = (
+    0.5,
+    0.1666666652952208,
+    0.04166651248473055,
+    0.008333367206669669,
+    0.0013930403983637622,
+    0.000198518859772867,
+)
+_INFINITE = 89.0
+"""Above this e^u is infinite in ``float32``."""
+_LN_2 = 355 / 512
+"""The leading bits of ln 2, so few that their products with n are exact."""
+
+
+def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    r""":math:`c_0 + c_1 x + c_2 x^2 + \dots`, elementwise, by Horner's scheme.
+
+    >>> polynomial(torch.tensor(2.0), (1.0, 0.5, 0.25))
+    tensor(3.)
+    """
+    value = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
 
 
 def expm1mx(u: Tensor) -> Tensor:
@@ -37,7 +74,7 @@ def expm1mx(u: Tensor) -> Tensor:
     .. math:: e^u - 1 - u = u^2 \sum_{k \ge 0} \frac{u^k}{(k + 2)!}
 
     Args:
-        u: floating point, any shape. ``float32`` or wider: half precision is for the caller to widen.
+        u: floating point, any shape. ``float32`` or wider: widen half precision first.
     Returns: the shape and dtype of ``u``; ``inf`` at both infinities.
 
     >>> expm1mx(torch.tensor([0.0, 1e-10, 1.0]))
@@ -49,20 +86,18 @@ def expm1mx(u: Tensor) -> Tensor:
     near = u.abs() < 0.5
     # the branch that is not taken sees a harmless argument, so that its gradient is finite too
     v = torch.where(near, u, 0.0)
-    series = torch.full_like(v, _SERIES[u.dtype][-1])
-    for coefficient in reversed(_SERIES[u.dtype][:-1]):
-        series = series * v + coefficient
-    # the clamp keeps inf - inf away; where it acts, expm1 is infinite already
-    return torch.where(near, v * v * series, torch.expm1(u) - u.clamp(max=1e30))
+    series = polynomial(v, _EXPONENTIAL[u.dtype])
+    # the clamp keeps inf - inf away. Where it acts, expm1 is infinite already
+    return torch.where(near, v * v * series, torch.expm1(u) - u.clamp(max=_LARGE))
 
 
 class _Expm1mx(Function):
-    r"""The same for compilers, in ``float32``: of arithmetic alone, which they fuse, where an exponential is a call.
+    r"""The same for compilers, in ``float32``: arithmetic alone, which they fuse, where an exponential is a call.
 
     .. math:: u = n \ln 2 + r, \quad w = e^r - 1 - r: \qquad e^u - 1 - u = 2^n w + \left(2^n r + 2^n - 1 - u\right)
 
-    Near 0, where n is 0, the bracket is exactly 0. What is made of n is constant, so that derivatives of these
-    operations are right too.
+    Near 0, where n is 0, the bracket is exactly 0. n is piecewise constant, so the derivatives of these operations are
+    right too.
     """
 
     @staticmethod
@@ -83,15 +118,13 @@ class _Expm1mx(Function):
 
 
 def _reduce(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """2^(n - 1), r and e^r - 1 - r of u = n ln 2 + r, in ``float32``: half the power, for 2^128 is infinite."""
+    """2^(n - 1), r and e^r - 1 - r of u = n ln 2 + r, in ``float32``. Not 2^n, because 2^128 is infinite."""
     u = u.clamp(min=-87.0)
     n = torch.round(u * LOG2_E)
-    # the exponent's bits: counted in floating point, for to shift integers takes longer
+    # the bits of a float32 with this exponent, computed in floating point: shifting integers takes longer
     half_power = (n * 2.0**23 + 126 * 2.0**23).to(torch.int32).view(torch.float32)
     r = (u - n * _LN_2) - n * (math.log(2) - _LN_2)
-    series = torch.full_like(r, _MINIMAX[-1])
-    for coefficient in reversed(_MINIMAX[:-1]):
-        series = series * r + coefficient
+    series = polynomial(r, _MINIMAX)
     return half_power, r, r * r * series
 
 
@@ -111,10 +144,8 @@ def xmlog1p(x: Tensor) -> Tensor:
     v = torch.where(near, x, 0.0)
     s = v / (2 + v)
     square = s * s
-    series = torch.zeros_like(v)
-    for k in range(_ATANH_TERMS[x.dtype], 0, -1):
-        series = (series + 1 / (2 * k + 1)) * square
-    # at infinity inf - inf; beyond the clamp the logarithm is lost against x
+    series = square * polynomial(square, _ATANH[x.dtype])
+    # the clamp keeps inf - inf away. Where it acts, the logarithm is lost beside x
     far = x - torch.log1p(torch.where(near, 1.0, x).clamp(max=_LARGE))
     return torch.where(near, s * (v - 2 * series), far)
 
@@ -142,7 +173,7 @@ def kl_term(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
 
     .. math:: p \left(x - \ln(1 + x)\right), \qquad x = \frac{q - p}{p}
 
-    The differences q - p sum to nothing over two tables that sum to one, and with them the sum is that of p ln(p/q).
+    Over two tables that sum to one, the differences q - p add up to 0, and so the terms to the sum of p ln(p/q).
 
     Args:
         p, q: shapes that broadcast, of one floating dtype.
@@ -157,7 +188,7 @@ def kl_term(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
     near = excess.abs() < 0.5 * p
     x = torch.where(near, excess, 0.0) / torch.where(near, p, 1.0)
     close = p * xmlog1p(x)
-    # harmless where it is not taken: p = q = 1; the logarithm of 0 is never asked for
+    # the branch that is not taken sees p = q = 1: no logarithm of 0 is ever taken
     held = ~near & (p > 0) & (q > 0)
     logs = torch.log(torch.where(held, p, 1.0)) - torch.log(torch.where(held, q, 1.0))
     apart = excess + torch.where(held, p * logs, 0.0)
@@ -191,7 +222,7 @@ def bregman(
 
 
 def non_negative(value: Tensor) -> Tensor:
-    """The value, and 0 where rounding made it negative; its gradient is left as it is."""
+    """The value, and 0 where rounding has made it negative. The gradient is left as it is."""
     return value + (value.clamp(min=0) - value).detach().nan_to_num(nan=0.0, posinf=0.0)
 
 
@@ -226,17 +257,9 @@ def standardise(difference: Tensor, log_var: Tensor) -> Tensor:
     >>> standardise(torch.tensor(1e-30), torch.tensor(-180.0))
     tensor(1.2204e+09)
     """
-    # in two halves; beyond the clamp any difference but 0 gives inf all the same, and 0 stays 0
+    # in two halves. Beyond the clamp any difference but 0 gives inf anyway, and 0 stays 0
     half = torch.exp((-0.25 * log_var).clamp(max=80.0 if log_var.dtype == torch.float32 else 700.0))
     return (difference * half) * half
-
-
-def _taylor(terms: int) -> tuple[float, ...]:
-    coefficients, factorial = [], 1.0
-    for k in range(2, terms + 2):
-        factorial *= k
-        coefficients.append(1.0 / factorial)
-    return tuple(coefficients)
 
 
 def gauss_legendre(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -251,74 +274,3 @@ def gauss_legendre(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 _NODES, _WEIGHTS = gauss_legendre(12)
-
-# as many terms as the dtype can tell apart at an argument of 0.5 in size
-_ATANH_TERMS = {torch.float32: 7, torch.float64: 16}
-_LARGE = 1e30
-_SERIES = {torch.float32: _taylor(9), torch.float64: _taylor(15)}
-_INFINITE = 89.0
-"""Its exponential is, in ``float32``."""
-_LN_2 = 355 / 512
-"""Of ln 2 so many bits that a multiple of it is exact."""
-
-# of (e^r - 1 - r)/r^2 where |r| is at most (ln 2)/2, with 1/2 at 0: the least relative error, 4e-9
-_MINIMAX = (
-    0.5,
-    0.1666666652952208,
-    0.04166651248473055,
-    0.008333367206669669,
-    0.0013930403983637622,
-    0.000198518859772867,
-)
-
-
-def log_sinc(x: Tensor) -> Tensor:
-    """ln(sinh(x/2) / (x/2)): the log-normaliser of a continuous Bernoulli distribution, less x/2."""
-    x = x.abs()
-    small = x < 0.5
-    v, w = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
-    square = v * v
-    series = torch.zeros_like(v)
-    for coefficient in reversed(_LOG_SINC):
-        series = (series + coefficient) * square
-    return torch.where(small, series, 0.5 * w + torch.log(-torch.expm1(-w)) - torch.log(w))
-
-
-def log_sinc_first(x: Tensor) -> Tensor:
-    """The derivative of :func:`log_sinc`: the mean of a continuous Bernoulli distribution, less 1/2."""
-    small = x.abs() < 0.5
-    v, w = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
-    square = v * v
-    series = torch.zeros_like(v)
-    for k in range(len(_LOG_SINC), 0, -1):
-        series = series * square + 2 * k * _LOG_SINC[k - 1]
-    return torch.where(small, series * v, 0.5 / torch.tanh(0.5 * w) - 1 / w)
-
-
-def log_sinc_second(x: Tensor) -> Tensor:
-    """The second derivative of :func:`log_sinc`: the variance of a continuous Bernoulli distribution."""
-    x = x.abs()
-    small = x < 1
-    v, w = torch.where(small, x, 0.0), torch.where(small, 2.0, x)
-    square = v * v
-    series = torch.zeros_like(v)
-    for k in range(len(_LOG_SINC), 0, -1):
-        series = series * square + 2 * k * (2 * k - 1) * _LOG_SINC[k - 1]
-    # 1 / (4 sinh^2(w/2)), which does not overflow
-    decay = torch.exp(-w) / torch.expm1(-w).square()
-    return torch.where(small, series, 1 / (w * w) - decay)
-
-
-# B_2k / (2k (2k)!), the coefficients of x^2k
-_LOG_SINC = (
-    1 / 24,
-    -1 / 2880,
-    1 / 181440,
-    -1 / 9676800,
-    1 / 479001600,
-    -691 / 15692092416000,
-    1 / 1046139494400,
-    -3617 / 170729965486080000,
-    43867 / 91963695909076992000,
-    -174611 / 16057153253965824000000,
-)

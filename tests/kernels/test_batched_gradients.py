@@ -5,14 +5,14 @@ import torch
 
 import kldiv
 from kldiv import functional
-from kldiv.kernels.aggregate_posterior import log_mixtures
+from kldiv.kernels.aggregate_posterior import log_normal_mixtures
 
 FUNCTIONS = {
     "categorical": (functional.kl_categorical, [(4, 40_000)] * 2),
     "normal": (functional.kl_normal, [(4, 3)] * 4),
     "sum of normals": (kldiv.GaussianKLLoss(), [(4, 3)] * 2),
     "Bernoulli": (lambda logits: kldiv.BernoulliNLL().per_example(logits, torch.ones(4, 3)), [(4, 3)]),
-    "log mixtures": (lambda *given: log_mixtures(*given, 0, (-1.0, -2.0, -3.0))[0], [(256, 20)] * 3),
+    "log mixtures": (lambda *given: log_normal_mixtures(*given, 0, (-1.0, -2.0, -3.0))[0], [(256, 20)] * 3),
 }
 
 

@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
-from kldiv.distributions.normal_mixture import _log_density
 from kldiv.kernels import mixture_density as kernel
 from kldiv.kernels.autograd import exp2_
-from kldiv.kernels.mixture_density import mixture_log_density
+from kldiv.kernels.mixture_density import _formula, mixture_log_density
 
 
 def make(std, batch=9, count=5, dims=3, dtype=torch.float32):
@@ -23,12 +22,12 @@ def make(std, batch=9, count=5, dims=3, dtype=torch.float32):
 
 
 def of_kernel(*given):
-    return mixture_log_density(*given, torch.float32, _log_density)
+    return mixture_log_density(*given, torch.float32)
 
 
 def in_double(given):
     wide = [t.detach().double().requires_grad_() for t in given]
-    return wide, _log_density(*wide, torch.float64)
+    return wide, _formula(*wide, torch.float64)
 
 
 @pytest.mark.parametrize("block", [1, 11, 2**18])
@@ -72,9 +71,7 @@ def test_a_value_at_the_center_of_components_without_width():
     log_var = torch.full((2, 1), -400.0, requires_grad=True)
     log_weights = torch.full((2,), math.log(0.5), dtype=torch.float64)
     given = torch.zeros(1, 1), mean, log_var, log_weights
-    found, expected = (
-        torch.autograd.grad(f, log_var)[0] for f in (of_kernel(*given), _log_density(*given, torch.float32))
-    )
+    found, expected = (torch.autograd.grad(f, log_var)[0] for f in (of_kernel(*given), _formula(*given, torch.float32)))
     torch.testing.assert_close(found, expected)
 
 
@@ -82,7 +79,7 @@ def test_a_value_at_the_center_of_components_without_width():
 def test_where_some_alone_want_a_gradient(wanted):
     given = [t.detach().requires_grad_(k in wanted) for k, t in enumerate(make(1.0))]
     asked = [given[k] for k in wanted]
-    found, plain = of_kernel(*given), _log_density(*given, torch.float32)
+    found, plain = of_kernel(*given), _formula(*given, torch.float32)
     for one, other in zip(
         torch.autograd.grad(found.sum(), asked), torch.autograd.grad(plain.sum(), asked), strict=True
     ):
@@ -93,7 +90,7 @@ def test_twice_differentiable_and_a_graph_that_is_kept():
     given = make(1.0, batch=3, count=2, dims=2)
     found, expected = (
         torch.autograd.functional.hessian(lambda *t, f=f: f(*t).sum(), tuple(given))
-        for f in (of_kernel, lambda *t: _log_density(*t, torch.float32))
+        for f in (of_kernel, lambda *t: _formula(*t, torch.float32))
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     value = of_kernel(*given).sum()
