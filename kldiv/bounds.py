@@ -13,17 +13,15 @@ from torch.distributions import (
     LowRankMultivariateNormal,
     MixtureSameFamily,
     MultivariateNormal,
-    Normal,
 )
 from torch.distributions.transforms import Transform
 from torch.nn import functional
 
 from kldiv.distributions import (
-    DiagonalNormal,
     factorise,
     independent_dims,
-    log_variance,
     log_weights,
+    mean_and_log_var,
     parameter_dtype,
     take_off,
     widened,
@@ -87,12 +85,10 @@ def overlap_of(p: Distribution, q: Distribution) -> Overlap | None:
 def _diagonal(components: Distribution) -> tuple[Tensor, Tensor] | None:
     """Means and log-variances, (*batch, K, D), of independent normals."""
     scalars = factorise(components)
-    if isinstance(scalars, DiagonalNormal):
-        mean, log_var = scalars.mean, scalars.log_var
-    elif isinstance(scalars, Normal) and type(scalars).log_prob is Normal.log_prob:
-        mean, log_var = scalars.loc, log_variance(scalars.scale)
-    else:
+    parameters = None if scalars is None else mean_and_log_var(scalars)
+    if parameters is None:
         return None
+    mean, log_var = parameters
     shape = (*components.batch_shape, components.event_shape.numel())
     return mean.reshape(shape), log_var.reshape(shape)
 

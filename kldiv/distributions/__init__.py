@@ -5,7 +5,17 @@ from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.gumbel_softmax import GumbelSoftmax
 from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
 from kldiv.distributions.pair import by_dimension, check_measures, in_wide, matched
-from kldiv.distributions.parameters import as_logits, given, log_variance, materialise, parameter_dtype, parameters_of
+from kldiv.distributions.parameters import (
+    COVARIANCES,
+    as_logits,
+    given,
+    given_name,
+    log_variance,
+    materialise,
+    mean_and_log_var,
+    parameter_dtype,
+    parameters_of,
+)
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import converted, detached, in_double, is_ours, widened
 from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
@@ -19,6 +29,7 @@ from kldiv.distributions.support import (
 )
 
 __all__ = [
+    "COVARIANCES",
     "DiagonalNormal",
     "DiagonalNormalMixture",
     "GumbelSoftmax",
@@ -32,6 +43,7 @@ __all__ = [
     "detached",
     "factorise",
     "given",
+    "given_name",
     "has_moving_support",
     "in_double",
     "in_wide",
@@ -44,6 +56,7 @@ __all__ = [
     "log_weights",
     "matched",
     "materialise",
+    "mean_and_log_var",
     "parameter_dtype",
     "parameters_of",
     "single_transforms",

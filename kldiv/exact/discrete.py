@@ -205,7 +205,7 @@ def times(count: Tensor, value: Tensor) -> Tensor:
 
 
 def _kl_categories(p: Any, q: Any) -> Tensor:
-    (kind_p, value_p), (kind_q, value_q) = (given(getattr(d, "_categorical", d)) for d in (p, q))
+    (kind_p, value_p), (kind_q, value_q) = (given(d) for d in (p, q))
     if value_p.shape[-1] != value_q.shape[-1]:
         raise ValueError(f"p has {value_p.shape[-1]} categories and q {value_q.shape[-1]}: they must be the same")
     if kind_p == kind_q == "probs":
