@@ -20,6 +20,7 @@ from kldiv.distributions.parts import factorise, independent_dims, take_off, wit
 from kldiv.distributions.precision import converted, detached, in_double, is_ours, widened
 from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
 from kldiv.distributions.support import (
+    Support,
     as_tensor,
     has_moving_support,
     inside,
@@ -35,6 +36,7 @@ __all__ = [
     "GumbelSoftmax",
     "HypersphericalUniform",
     "PowerSpherical",
+    "Support",
     "as_logits",
     "as_tensor",
     "by_dimension",
