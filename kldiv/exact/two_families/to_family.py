@@ -25,14 +25,30 @@ __all__ = [
     "kl_to_log_normal",
     "kl_to_normal",
     "kl_to_weibull",
+    "to_family",
 ]
 
 
 _LOG_2PI = math.log(2 * math.pi)
 
 _Family = TypeVar("_Family", bound=type[Expectations])
+_Form = Callable[[Any, Any], Tensor]
+
+_TO: dict[type, _Form] = {}
+"""The function to each family q, of the expectations under p and of q."""
 
 
+def to_family(type_q: type) -> Callable[[_Form], _Form]:
+    """Decorator: the function is that to the family q."""
+
+    def enter(form: _Form) -> _Form:
+        _TO[type_q] = form
+        return form
+
+    return enter
+
+
+@to_family(Normal)
 def kl_to_normal(p: Expectations, q: Normal) -> Tensor:
     r"""From the mean and the variance of p.
 
@@ -46,6 +62,7 @@ def kl_to_normal(p: Expectations, q: Normal) -> Tensor:
     return p.negative_entropy() + 0.5 * _LOG_2PI + torch.log(scale) + 0.5 * spread
 
 
+@to_family(Laplace)
 def kl_to_laplace(p: Expectations, q: Laplace) -> Tensor:
     r"""From the mean distance of p's x from q's centre.
 
@@ -57,6 +74,7 @@ def kl_to_laplace(p: Expectations, q: Laplace) -> Tensor:
     return p.negative_entropy() + math.log(2) + torch.log(scale) + p.absolute(loc) / scale
 
 
+@to_family(Gumbel)
 def kl_to_gumbel(p: Expectations, q: Gumbel) -> Tensor:
     r"""From the cumulant generating function of p.
 
@@ -71,6 +89,8 @@ def kl_to_gumbel(p: Expectations, q: Gumbel) -> Tensor:
     return p.negative_entropy() + torch.log(scale) + 1 + expm1mx(v) + gap
 
 
+@to_family(Gamma)
+@to_family(Exponential)
 def kl_to_gamma(p: PositiveExpectations, q: Gamma | Exponential) -> Tensor:
     r"""From E x and E ln x, on the scale of y = ln x.
 
@@ -82,6 +102,7 @@ def kl_to_gamma(p: PositiveExpectations, q: Gamma | Exponential) -> Tensor:
     return _kl_to_gamma(p, *gamma_parameters(q), 1.0)
 
 
+@to_family(InverseGamma)
 def kl_to_inverse_gamma(p: PositiveExpectations, q: InverseGamma) -> Tensor:
     r"""That to a gamma distribution of 1/x.
 
@@ -93,6 +114,7 @@ def kl_to_inverse_gamma(p: PositiveExpectations, q: InverseGamma) -> Tensor:
     return _kl_to_gamma(p, *gamma_parameters(q), -1.0)
 
 
+@to_family(Weibull)
 def kl_to_weibull(p: PositiveExpectations, q: Weibull) -> Tensor:
     r"""From E x^k and E ln x, on the scale of y = ln x.
 
@@ -107,6 +129,7 @@ def kl_to_weibull(p: PositiveExpectations, q: Weibull) -> Tensor:
     return p.log_negative_entropy() - torch.log(concentration) + 1 + expm1mx(w) + gap
 
 
+@to_family(LogNormal)
 def kl_to_log_normal(p: PositiveExpectations, q: LogNormal) -> Tensor:
     r"""From the mean and the variance of y = ln x.
 
@@ -126,18 +149,6 @@ def _kl_to_gamma(p: PositiveExpectations, alpha: Tensor, beta: Tensor, sign: flo
     return p.log_negative_entropy() + alpha * (expm1mx(v) + p.power_gap(power)) + stirling_error(alpha)
 
 
-_TO: dict[type, Callable[[Any, Any], Tensor]] = {
-    Normal: kl_to_normal,
-    Laplace: kl_to_laplace,
-    Gumbel: kl_to_gumbel,
-    Gamma: kl_to_gamma,
-    Exponential: kl_to_gamma,
-    InverseGamma: kl_to_inverse_gamma,
-    Weibull: kl_to_weibull,
-    LogNormal: kl_to_log_normal,
-}
-
-
 def closed_forms(type_p: type, *, to: tuple[type, ...]) -> Callable[[_Family], _Family]:
     """Class decorator: registers the closed forms from p to other families, by the expectations that the class has.
 
@@ -154,7 +165,7 @@ def closed_forms(type_p: type, *, to: tuple[type, ...]) -> Callable[[_Family], _
     return enter
 
 
-def _closed_form(expectations: type[Expectations], form: Callable[[Any, Any], Tensor]) -> ClosedForm:
+def _closed_form(expectations: type[Expectations], form: _Form) -> ClosedForm:
     def closed_form(p: Any, q: Any) -> Tensor:
         of_p = expectations(p)
         value = non_negative(form(of_p, q))
