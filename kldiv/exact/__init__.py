@@ -1,10 +1,11 @@
 """Closed forms of the KL divergence, one file a family, and the registry in which they are found."""
 
 from kldiv.exact import (  # noqa: F401 (each registers its closed forms)
+    categorical,
     continuous_bernoulli,
+    counts,
     diagonal_normal,
     dirichlet,
-    discrete,
     gamma,
     gumbel,
     kumaraswamy,
@@ -12,6 +13,7 @@ from kldiv.exact import (  # noqa: F401 (each registers its closed forms)
     multivariate_normal,
     normal,
     spherical,
+    trials,
     two_families,
     uniform_pareto,
     von_mises,

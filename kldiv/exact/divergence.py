@@ -20,7 +20,7 @@ from kldiv.distributions import (
     take_off,
     widened,
 )
-from kldiv.exact.discrete import kl_categoricals
+from kldiv.exact.categorical import kl_categoricals
 from kldiv.exact.registry import ClosedForm, check_once, find_closed_form, no_form_for_these, register_kl
 from kldiv.numerics import check_broadcast, sum_rightmost
 

@@ -18,7 +18,7 @@ from torch.distributions import (
 )
 
 from kldiv import DiagonalNormal, KLBounds, kl_bounds, kl_divergence
-from kldiv import bounds as module
+from kldiv.bounds import mixtures as module
 from kldiv.quadrature.integral import kl_quadrature
 from kldiv.tables import relative_entropy
 
