@@ -34,7 +34,7 @@ _NEAREST = 1e9
 
 
 class KLBounds(NamedTuple):
-    """What a KL divergence lies between, in nats."""
+    """A lower and an upper bound of a KL divergence, in nats."""
 
     lower: Tensor
     """Never negative."""
@@ -72,13 +72,13 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
 
     Args:
         p, q: distributions whose batch shapes broadcast together, of one event shape; at least one a
-            ``MixtureSameFamily``. One that is none is a single component. In a VAE the posterior comes first. A mixture
+            ``MixtureSameFamily``. Any other is a single component. In a VAE the posterior comes first. A mixture
             in every dimension by itself, ``Independent(mixture, dims)``, adds its dimensions up.
     Returns: ``KLBounds(lower, upper)``, each of the broadcast batch shape, in the widest dtype of the parameters,
         ``float32`` at least; computed in ``float64``.
     Raises:
         NotImplementedError: a divergence between components has no closed form; the message shows ``estimate_kl``.
-        TypeError: p or q is no distribution.
+        TypeError: p or q is not a distribution.
         ValueError: neither is a mixture; batch shapes that do not broadcast or event shapes that differ.
     Source: Durrieu, Thiran & Kelly 2012, "Lower and upper bounds for approximation of the Kullback-Leibler divergence
         between Gaussian mixture models"; the joint weights: Hershey & Olsen 2007, "Approximating the Kullback Leibler
@@ -139,7 +139,7 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
     if min(log_pi.shape[-1], log_omega.shape[-1]) > 1:
         upper = torch.minimum(upper, _matched(log_pi, log_omega, divergences))
     lower = lower.clamp(min=0)
-    # what is exact on both sides may be a rounding out of order
+    # where both are exact, rounding may put them out of order
     upper = upper + (lower - upper).clamp(min=0).detach().nan_to_num(nan=0.0)
     dtype = torch.promote_types(parameter_dtype(p), parameter_dtype(q))
     return KLBounds(lower.to(dtype).expand(shape), upper.to(dtype).expand(shape))
@@ -165,7 +165,7 @@ def _pairwise_kl(p: Distribution, q: Distribution) -> Tensor:
 
 
 def _check_transforms(p: Any, q: Any) -> None:
-    # that two distributions have the same transforms says nothing of a component and another
+    # two mixtures may share their transforms while two components do not
     p, q = (d.base_dist if isinstance(d, Independent) else d for d in (p, q))
     if find_closed_form(type(p), type(q)) is not kl_transformed:
         return

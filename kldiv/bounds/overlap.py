@@ -24,7 +24,7 @@ Overlap = Callable[[Tensor], tuple[Tensor, Tensor, int]]
 
 
 def overlap_of(p: Distribution, q: Distribution) -> Overlap | None:
-    r"""What integrals of powers of normal components are made of, each (*batch, K_p, K_q); ``None``: not normal.
+    r"""The parts of integrals of powers of normal components, (*batch, K_p, K_q) each; ``None``: not normal.
 
     A function of s, which broadcasts with (*batch, K_p, K_q), to :math:`\ln|1 + s \Sigma_a^{-1}\Sigma_b|`,
     :math:`(\mu_a-\mu_b)^T (\Sigma_a/s + \Sigma_b)^{-1} (\mu_a-\mu_b)` and the number of dimensions.

@@ -51,7 +51,7 @@ __all__ = [
 
 
 def materialise(distribution: Any) -> None:
-    """Computes what torch computes when it is first asked for: a checkpoint must find the same twice."""
+    """Computes the lazy ``logits`` and ``probs`` now: a checkpoint must find the same attributes twice."""
     for value in list(vars(distribution).values()):
         if isinstance(value, Distribution):
             materialise(value)
@@ -62,7 +62,7 @@ def materialise(distribution: Any) -> None:
 
 @functools.cache
 def is_computed_late(kind: Hashable, name: str) -> bool:
-    """Whether an attribute is one that torch computes when it is first asked for."""
+    """Whether an attribute is a lazy property, which torch computes on first access."""
     return isinstance(inspect.getattr_static(kind, name, None), lazy_property)
 
 
@@ -155,7 +155,7 @@ def log_variance(scale: Tensor) -> Tensor:
 
 
 def parameters_of(distribution: Distribution) -> list[Tensor]:
-    """The tensors a distribution of torch's or ours is made of that want a gradient; none of another package's."""
+    """The tensors of a distribution of torch's or ours that require a gradient; none of another package's."""
     if not type(distribution).__module__.startswith(("torch.distributions.", "kldiv.")):
         return []
     found: list[Tensor] = []

@@ -33,7 +33,7 @@ def kl_categoricals(p: Distribution, q: Distribution) -> Tensor:
 
 @register_kl(Multinomial, Multinomial)
 def kl_multinomial(p: Multinomial, q: Multinomial) -> Tensor:
-    r"""Of as many categorical trials; infinite between unequal counts.
+    r"""That of one categorical trial, times their number; infinite between unequal numbers of trials.
 
     .. math:: n \sum_k p_k \ln\frac{p_k}{q_k}
 

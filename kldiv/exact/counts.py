@@ -35,7 +35,7 @@ def kl_poisson(p: Poisson, q: Poisson) -> Tensor:
 
 @register_kl(Bernoulli, Poisson)
 def kl_bernoulli_poisson(p: Bernoulli, q: Poisson) -> Tensor:
-    r"""Of the two outcomes that a Bernoulli distribution has.
+    r"""The sum over the two outcomes of a Bernoulli distribution.
 
     .. math:: \left[p\ln\frac{p}{\lambda} - p + \lambda\right] + \left[(1-p)\ln(1-p) + p\right]
 
@@ -48,7 +48,7 @@ def kl_bernoulli_poisson(p: Bernoulli, q: Poisson) -> Tensor:
 @register_kl(Poisson, Bernoulli)
 @register_kl(Poisson, Binomial)
 def kl_poisson_to_finite(p: Poisson, q: Distribution) -> Tensor:
-    r"""Infinite, as any count is possible; of a rate of 0 that of no success at all.
+    r"""Infinite, since p gives any count; where its rate is 0, that of the outcome without success.
 
     .. math:: \infty, \quad\text{and}\quad -n\ln(1 - q) \quad\text{where}\ \lambda = 0
 
@@ -85,7 +85,7 @@ def chance(distribution: Any, failure: bool = False) -> Tensor:
 
 
 def times(count: Tensor, value: Tensor) -> Tensor:
-    """count * value, and 0 where the count is 0, be the value infinite."""
+    """count * value; 0 where the count is 0, even if the value is infinite."""
     none = count == 0
     return torch.where(none, 0.0, count * torch.where(none, 0.0, value))
 

@@ -22,7 +22,7 @@ __all__ = [
 
 
 def kl_of_trials(p: Any, q: Any) -> Tensor:
-    """The KL of a single trial, of whatever has ``probs`` or ``logits``, in ``float64``."""
+    """The KL of one trial, in ``float64``, of families that have ``logits`` and ``probs``."""
     (kind_p, value_p), (kind_q, value_q) = given(p), given(q)
     if kind_p == kind_q == "probs":
         excess = value_q - value_p
@@ -43,14 +43,14 @@ def kl_bernoullis(p: Bernoulli, q: Bernoulli) -> Tensor:
 
 @register_kl(Geometric, Geometric)
 def kl_geometric(p: Geometric, q: Geometric) -> Tensor:
-    r"""As many Bernoulli trials as are made on average.
+    r"""That of one Bernoulli trial, times the expected number of trials.
 
     .. math:: \frac1p \left[p\ln\frac{p}{q} + (1-p)\ln\frac{1-p}{1-q}\right]
 
     Source: the chain rule, Kullback 1959, theorem 2.1.
     """
     success = chance(p)
-    certain_failure = success == 0  # of a logit below -745: then the number of trials is all but exponential
+    certain_failure = success == 0  # a logit below -745: the number of trials is nearly exponential
     kind_p, logits_p = given(p)
     kind_q, logits_q = given(q)
     rare = expm1mx(as_logits(kind_q, logits_q) - as_logits(kind_p, logits_p))
@@ -59,7 +59,7 @@ def kl_geometric(p: Geometric, q: Geometric) -> Tensor:
 
 @register_kl(Binomial, Binomial)
 def kl_binomial(p: Binomial, q: Binomial) -> Tensor:
-    r"""Of as many Bernoulli trials each; an exact sum over outcomes where q has more, infinite where it has fewer.
+    r"""That of one trial, times their number; a sum over outcomes where q has more trials, infinite where it has fewer.
 
     .. math:: n\left[p\ln\frac{p}{q} + (1-p)\ln\frac{1-p}{1-q}\right]
 
@@ -76,11 +76,11 @@ def kl_binomial(p: Binomial, q: Binomial) -> Tensor:
 
 @register_kl(NegativeBinomial, NegativeBinomial)
 def kl_negative_binomial(p: NegativeBinomial, q: NegativeBinomial) -> Tensor:
-    r"""As many Bernoulli trials as are made on average until the same number of failures.
+    r"""That of one Bernoulli trial, times the expected number of trials until the r-th failure.
 
     .. math:: \frac{r}{1-p} \left[p\ln\frac{p}{q} + (1-p)\ln\frac{1-p}{1-q}\right]
 
-    For equal counts r alone, which is checked once, unless ``validate_args`` is False.
+    For equal counts r only. They are compared, unless ``validate_args`` is False.
 
     Source: the chain rule, Kullback 1959, theorem 2.1.
     """

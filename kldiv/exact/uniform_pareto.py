@@ -1,4 +1,4 @@
-"""Distributions that end where their parameters say: uniform and Pareto."""
+"""Uniform and Pareto distributions, whose supports depend on their parameters."""
 
 import torch
 from torch import Tensor

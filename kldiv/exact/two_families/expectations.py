@@ -1,4 +1,4 @@
-"""Expectations, PositiveExpectations: the expectations under p that the divergences to other families are made of."""
+"""Expectations, PositiveExpectations: what a family p computes for its closed forms to other families."""
 
 from typing import Any
 

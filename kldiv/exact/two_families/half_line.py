@@ -1,4 +1,4 @@
-"""What distributions on the half line expect: gamma and its relatives, Weibull, log-normal, half-normal, Pareto."""
+"""Expectations under distributions on the half line: gamma and relatives, Weibull, log- and half-normal, Pareto."""
 
 import math
 

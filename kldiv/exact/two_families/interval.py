@@ -1,4 +1,4 @@
-"""What distributions on an interval expect: uniform, beta, continuous Bernoulli."""
+"""Expectations under distributions on an interval: uniform, beta, continuous Bernoulli."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What distributions on the whole line expect: normal, Laplace, Gumbel."""
+"""Expectations under distributions on the whole line: normal, Laplace, Gumbel."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Closed forms to one family q from any p, by what p expects of the statistics in q's log-density.
+"""Closed forms to each family q, from the expectations under p of the statistics in q's log-density.
 
 .. math:: D_{KL}(p\\|q) = E_p \\ln p - E_p \\ln q
 """
@@ -35,11 +35,11 @@ _Family = TypeVar("_Family", bound=type[Expectations])
 _Form = Callable[[Any, Any], Tensor]
 
 _TO: dict[type, _Form] = {}
-"""The function to each family q, of the expectations under p and of q."""
+"""The closed form to each family q, a function of the expectations under p and of q."""
 
 
 def to_family(type_q: type) -> Callable[[_Form], _Form]:
-    """Decorator: the function is that to the family q."""
+    """Decorator: the function is the closed form to the family q."""
 
     def enter(form: _Form) -> _Form:
         _TO[type_q] = form
