@@ -1,4 +1,4 @@
-"""Writes docs/closed-forms.md, every pair with its formula and source, from the registry.
+"""Writes docs/closed-forms.md from the registry: every pair with its formula and source.
 
 python -m docs.closed_forms
 """
@@ -27,8 +27,8 @@ $\\varphi(u) = e^u - 1 - u$, and $B_f(a, b) = f(a) - f(b) - f'(b)(a - b)$ is the
 
 
 def ours() -> list[tuple[tuple[type, type], ClosedForm]]:
-    """The pairs that the package itself has entered into the registry."""
-    pairs = CLOSED_FORMS.items()
+    """The pairs that the package itself has registered, by the names of p and q."""
+    pairs = sorted(CLOSED_FORMS.items(), key=lambda entry: [kind.__name__ for kind in entry[0]])
     return [(pair, form) for pair, form in pairs if hasattr(sys.modules.get(form.__module__), form.__name__)]
 
 

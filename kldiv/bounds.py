@@ -1,4 +1,4 @@
-"""Integrals of powers of normal densities, between all components of one mixture and all of another."""
+"""kl_bounds(p, q): lower and upper bounds of the KL divergence where p or q is a mixture."""
 
 import copy
 import math
@@ -13,18 +13,16 @@ from torch.distributions import (
     LowRankMultivariateNormal,
     MixtureSameFamily,
     MultivariateNormal,
-    Normal,
 )
 from torch.distributions.transforms import Transform
 from torch.nn import functional
 
 from kldiv.distributions import (
-    DiagonalNormal,
     check_distributions,
     factorise,
     independent_dims,
-    log_variance,
     log_weights,
+    mean_and_log_var,
     result_dtype,
     take_off,
     widened,
@@ -34,85 +32,11 @@ from kldiv.numerics import broadcast, check_broadcast, standardise, sum_rightmos
 
 __all__ = [
     "KLBounds",
-    "Overlap",
     "kl_bounds",
-    "log_affinity",
-    "overlap_of",
 ]
 
 
-Overlap = Callable[[Tensor], tuple[Tensor, Tensor, int]]
-
-
-def overlap_of(p: Distribution, q: Distribution) -> Overlap | None:
-    r"""What integrals of powers of normal components are made of, each (*batch, K_p, K_q); ``None``: not normal.
-
-    A function of s, which broadcasts with (*batch, K_p, K_q), to :math:`\ln|1 + s \Sigma_a^{-1}\Sigma_b|`,
-    :math:`(\mu_a-\mu_b)^T (\Sigma_a/s + \Sigma_b)^{-1} (\mu_a-\mu_b)` and the number of dimensions.
-    """
-    diagonal_p, diagonal_q = _diagonal(p), _diagonal(q)
-    if diagonal_p is not None and diagonal_q is not None:
-        (mean_p, log_var_p), (mean_q, log_var_q) = diagonal_p, diagonal_q
-        difference = mean_p[..., :, None, :] - mean_q[..., None, :, :]
-        log_var_p = log_var_p[..., :, None, :]
-        log_ratio = log_var_q[..., None, :, :] - log_var_p
-
-        def diagonal(s: Tensor) -> tuple[Tensor, Tensor, int]:
-            log_s = torch.log(s)[..., None]
-            log_det = functional.softplus(log_ratio + log_s)
-            distance = standardise(difference, log_var_p + (log_det - log_s))
-            return log_det.sum(-1), distance.square().sum(-1), difference.shape[-1]
-
-        return diagonal
-
-    factor_p, factor_q = _cholesky_factor(p, diagonal_p), _cholesky_factor(q, diagonal_q)
-    if factor_p is None or factor_q is None:
-        return None
-    (mean_p, tril_p), (mean_q, tril_q) = factor_p, factor_q
-    tril_p = tril_p[..., :, None, :, :]
-    offset = (mean_p[..., :, None, :] - mean_q[..., None, :, :])[..., None]
-    offset = torch.linalg.solve_triangular(tril_p, offset, upper=False)
-    ratio = torch.linalg.solve_triangular(tril_p, tril_q[..., None, :, :, :], upper=False)
-    ratio = ratio @ ratio.mT
-    identity = torch.eye(ratio.shape[-1], dtype=ratio.dtype, device=ratio.device)
-
-    def full(s: Tensor) -> tuple[Tensor, Tensor, int]:
-        factor = torch.linalg.cholesky_ex(identity + s[..., None, None] * ratio).L
-        log_det = 2 * torch.log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
-        distance = torch.linalg.solve_triangular(factor, offset, upper=False)
-        return log_det, s * distance.square().sum((-2, -1)), ratio.shape[-1]
-
-    return full
-
-
-def _diagonal(components: Distribution) -> tuple[Tensor, Tensor] | None:
-    """Means and log-variances, (*batch, K, D), of independent normals."""
-    scalars = factorise(components)
-    if isinstance(scalars, DiagonalNormal):
-        mean, log_var = scalars.mean, scalars.log_var
-    elif isinstance(scalars, Normal) and type(scalars).log_prob is Normal.log_prob:
-        mean, log_var = scalars.loc, log_variance(scalars.scale)
-    else:
-        return None
-    shape = (*components.batch_shape, components.event_shape.numel())
-    return mean.reshape(shape), log_var.reshape(shape)
-
-
-def _cholesky_factor(components: Any, diagonal: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-    """Means, (*batch, K, D), and Cholesky factors of the covariances, (*batch, K, D, D), of normals."""
-    if diagonal is not None:
-        return diagonal[0], torch.diag_embed(torch.exp(0.5 * diagonal[1]))
-    if not isinstance(components, (MultivariateNormal, LowRankMultivariateNormal)):
-        return None
-    tril = covariance(components).scale_tril
-    return components.loc, tril.expand(*components.batch_shape, *tril.shape[-2:])
-
-
-def log_affinity(overlap: Overlap, like: Tensor) -> Tensor:
-    r""":math:`\ln\int\sqrt{p_a p_c}` for all components of one mixture."""
-    log_det, distance, dims = overlap(like.new_ones(()))
-    return 0.5 * (dims * math.log(2.0) - 0.5 * (log_det + log_det.mT + distance))
-
+_Overlap = Callable[[Tensor], tuple[Tensor, Tensor, int]]
 
 _POWERS = (1 / 1024, 1 / 64, 1 / 8, 1 / 2, 1.0, 4.0, 16.0)
 """Where the minimum over s is looked for: the farther apart the components of q, the smaller, and the farther p is
@@ -123,7 +47,7 @@ _NEAREST = 1e9
 
 
 class KLBounds(NamedTuple):
-    """What a KL divergence lies between, in nats."""
+    """A lower and an upper bound of a KL divergence, in nats."""
 
     lower: Tensor
     """Never negative."""
@@ -161,13 +85,13 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
 
     Args:
         p, q: distributions whose batch shapes broadcast together, of one event shape; at least one a
-            ``MixtureSameFamily``. One that is none is a single component. In a VAE the posterior comes first. A mixture
+            ``MixtureSameFamily``. Any other is a single component. In a VAE the posterior comes first. A mixture
             in every dimension by itself, ``Independent(mixture, dims)``, adds its dimensions up.
     Returns: ``KLBounds(lower, upper)``, each of the broadcast batch shape, in the widest dtype of the parameters,
         ``float32`` at least; computed in ``float64``.
     Raises:
         NotImplementedError: a divergence between components has no closed form; the message shows ``estimate_kl``.
-        TypeError: p or q is no distribution.
+        TypeError: p or q is not a distribution.
         ValueError: neither is a mixture; batch shapes that do not broadcast or event shapes that differ.
     Source: Durrieu, Thiran & Kelly 2012, "Lower and upper bounds for approximation of the Kullback-Leibler divergence
         between Gaussian mixture models"; the joint weights: Hershey & Olsen 2007, "Approximating the Kullback Leibler
@@ -208,22 +132,22 @@ def kl_bounds(p: Distribution, q: Distribution) -> KLBounds:
     divergences = _pairwise_kl(components_p, components_q)
     lower_q = upper_q = _log_sum_exp(log_omega[..., None, :] - divergences)
     if log_omega.shape[-1] > 1:
-        upper_q = _upper_cross_entropy(log_omega, lower_q, overlap_of(components_p, components_q))
+        upper_q = _upper_cross_entropy(log_omega, lower_q, _overlap_of(components_p, components_q))
     lower_p = upper_p = torch.zeros_like(log_pi)
     overlap = None
     if log_pi.shape[-1] > 1:
-        overlap = overlap_of(components_p, components_p)
+        overlap = _overlap_of(components_p, components_p)
         lower_p = _log_sum_exp(log_pi[..., None, :] - _pairwise_kl(components_p, components_p))
         upper_p = _upper_cross_entropy(log_pi, lower_p, overlap)
     lower = _expectation(log_pi, lower_p - upper_q)
     upper = _expectation(log_pi, upper_p - lower_q)
     if overlap is not None:
-        affinity = _log_sum_exp(log_pi[..., None, :] + log_affinity(overlap, like))
+        affinity = _log_sum_exp(log_pi[..., None, :] + _log_affinity(overlap, like))
         upper = torch.minimum(upper, _expectation(log_pi, affinity) + _expectation(log_pi, -lower_q))
     if min(log_pi.shape[-1], log_omega.shape[-1]) > 1:
         upper = torch.minimum(upper, _matched(log_pi, log_omega, divergences))
     lower = lower.clamp(min=0)
-    # what is exact on both sides may be a rounding out of order
+    # where both are exact, rounding may put them out of order
     upper = upper + (lower - upper).clamp(min=0).detach().nan_to_num(nan=0.0)
     dtype = result_dtype(p, q)
     return KLBounds(lower.to(dtype).expand(shape), upper.to(dtype).expand(shape))
@@ -249,7 +173,7 @@ def _pairwise_kl(p: Distribution, q: Distribution) -> Tensor:
 
 
 def _check_transforms(p: Any, q: Any) -> None:
-    # that two distributions have the same transforms says nothing of a component and another
+    # two mixtures may share their transforms while two components do not
     p, q = (d.base_dist if isinstance(d, Independent) else d for d in (p, q))
     if find_closed_form(type(p), type(q)) is not kl_transformed:
         return
@@ -288,7 +212,7 @@ def _unsqueezed(distribution: Distribution, dim: int) -> Distribution:
     return new
 
 
-def _upper_cross_entropy(log_weights: Tensor, like: Tensor, overlap: Overlap | None) -> Tensor:
+def _upper_cross_entropy(log_weights: Tensor, like: Tensor, overlap: _Overlap | None) -> Tensor:
     r"""Above :math:`E_{p_a}[\ln q] + H_a`, of the shape of ``like``, (*batch, K_p)."""
     if overlap is None:
         return torch.zeros_like(like)
@@ -349,3 +273,74 @@ def _log_sum_exp(logs: Tensor, dim: int = -1) -> Tensor:
     # without mass the value is right and the gradient NaN
     empty = (logs == -torch.inf).all(dim)
     return torch.logsumexp(logs.masked_fill(empty.unsqueeze(dim), 0.0), dim).masked_fill(empty, -torch.inf)
+
+
+# --- overlap: integrals of powers of normal densities, between all components of one mixture and all of another
+
+
+def _overlap_of(p: Distribution, q: Distribution) -> _Overlap | None:
+    r"""The parts of integrals of powers of normal components, (*batch, K_p, K_q) each; ``None``: not normal.
+
+    A function of s, which broadcasts with (*batch, K_p, K_q), to :math:`\ln|1 + s \Sigma_a^{-1}\Sigma_b|`,
+    :math:`(\mu_a-\mu_b)^T (\Sigma_a/s + \Sigma_b)^{-1} (\mu_a-\mu_b)` and the number of dimensions.
+    """
+    diagonal_p, diagonal_q = _diagonal(p), _diagonal(q)
+    if diagonal_p is not None and diagonal_q is not None:
+        (mean_p, log_var_p), (mean_q, log_var_q) = diagonal_p, diagonal_q
+        difference = mean_p[..., :, None, :] - mean_q[..., None, :, :]
+        log_var_p = log_var_p[..., :, None, :]
+        log_ratio = log_var_q[..., None, :, :] - log_var_p
+
+        def diagonal(s: Tensor) -> tuple[Tensor, Tensor, int]:
+            log_s = torch.log(s)[..., None]
+            log_det = functional.softplus(log_ratio + log_s)
+            distance = standardise(difference, log_var_p + (log_det - log_s))
+            return log_det.sum(-1), distance.square().sum(-1), difference.shape[-1]
+
+        return diagonal
+
+    factor_p, factor_q = _cholesky_factor(p, diagonal_p), _cholesky_factor(q, diagonal_q)
+    if factor_p is None or factor_q is None:
+        return None
+    (mean_p, tril_p), (mean_q, tril_q) = factor_p, factor_q
+    tril_p = tril_p[..., :, None, :, :]
+    offset = (mean_p[..., :, None, :] - mean_q[..., None, :, :])[..., None]
+    offset = torch.linalg.solve_triangular(tril_p, offset, upper=False)
+    ratio = torch.linalg.solve_triangular(tril_p, tril_q[..., None, :, :, :], upper=False)
+    ratio = ratio @ ratio.mT
+    identity = torch.eye(ratio.shape[-1], dtype=ratio.dtype, device=ratio.device)
+
+    def full(s: Tensor) -> tuple[Tensor, Tensor, int]:
+        factor = torch.linalg.cholesky_ex(identity + s[..., None, None] * ratio).L
+        log_det = 2 * torch.log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
+        distance = torch.linalg.solve_triangular(factor, offset, upper=False)
+        return log_det, s * distance.square().sum((-2, -1)), ratio.shape[-1]
+
+    return full
+
+
+def _diagonal(components: Distribution) -> tuple[Tensor, Tensor] | None:
+    """Means and log-variances, (*batch, K, D), of independent normals."""
+    scalars = factorise(components)
+    parameters = None if scalars is None else mean_and_log_var(scalars)
+    if parameters is None:
+        return None
+    mean, log_var = parameters
+    shape = (*components.batch_shape, components.event_shape.numel())
+    return mean.reshape(shape), log_var.reshape(shape)
+
+
+def _cholesky_factor(components: Any, diagonal: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    """Means, (*batch, K, D), and Cholesky factors of the covariances, (*batch, K, D, D), of normals."""
+    if diagonal is not None:
+        return diagonal[0], torch.diag_embed(torch.exp(0.5 * diagonal[1]))
+    if not isinstance(components, (MultivariateNormal, LowRankMultivariateNormal)):
+        return None
+    tril = covariance(components).scale_tril
+    return components.loc, tril.expand(*components.batch_shape, *tril.shape[-2:])
+
+
+def _log_affinity(overlap: _Overlap, like: Tensor) -> Tensor:
+    r""":math:`\ln\int\sqrt{p_a p_c}` for all components of one mixture."""
+    log_det, distance, dims = overlap(like.new_ones(()))
+    return 0.5 * (dims * math.log(2.0) - 0.5 * (log_det + log_det.mT + distance))

@@ -90,7 +90,7 @@ class VampPrior(nn.Module):
             replacement. ``None``: from the uniform distribution on [low, high].
         low, high: what a pseudo-input may be; ``-math.inf`` and ``math.inf`` are allowed with ``data``.
     Raises:
-        TypeError: when called: the encoder returns no distribution.
+        TypeError: when called: the encoder returns something else than a distribution.
         ValueError: sizes below 1; low not below high; data too few, of another shape, or outside of [low, high]; when
             called: a distribution whose batch does not begin with K.
 

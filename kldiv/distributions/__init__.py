@@ -5,11 +5,22 @@ from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.gumbel_softmax import GumbelSoftmax
 from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
 from kldiv.distributions.pair import Pair, check_distributions, matched, result_dtype
-from kldiv.distributions.parameters import as_logits, given, log_variance, materialise, parameter_dtype, parameters_of
+from kldiv.distributions.parameters import (
+    COVARIANCES,
+    as_logits,
+    given,
+    given_name,
+    log_variance,
+    materialise,
+    mean_and_log_var,
+    parameter_dtype,
+    parameters_of,
+)
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import can_be_copied, converted, detached, in_double, widened
 from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
 from kldiv.distributions.support import (
+    Support,
     as_tensor,
     has_moving_support,
     inside,
@@ -19,12 +30,14 @@ from kldiv.distributions.support import (
 )
 
 __all__ = [
+    "COVARIANCES",
     "DiagonalNormal",
     "DiagonalNormalMixture",
     "GumbelSoftmax",
     "HypersphericalUniform",
     "Pair",
     "PowerSpherical",
+    "Support",
     "as_logits",
     "as_tensor",
     "can_be_copied",
@@ -33,6 +46,7 @@ __all__ = [
     "detached",
     "factorise",
     "given",
+    "given_name",
     "has_moving_support",
     "in_double",
     "independent_dims",
@@ -43,6 +57,7 @@ __all__ = [
     "log_weights",
     "matched",
     "materialise",
+    "mean_and_log_var",
     "parameter_dtype",
     "parameters_of",
     "result_dtype",

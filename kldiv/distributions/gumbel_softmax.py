@@ -21,7 +21,7 @@ class GumbelSoftmax(OneHotCategorical):
     .. math:: z = \operatorname{softmax}\left((\text{logits} + g) / \tau\right), \qquad g \sim \text{Gumbel}(0, 1)
 
     Everything but ``rsample`` is that of the categories themselves: its KL to a categorical prior is the exact one, in
-    closed form, and no density of a relaxation, whose ratio to another is neither that KL nor a bound of it.
+    closed form. Densities of relaxations are not used: their ratio gives neither that KL nor a bound of it.
 
     Args:
         logits: of shape (\*batch, K).
@@ -33,8 +33,8 @@ class GumbelSoftmax(OneHotCategorical):
     Raises: ValueError: a temperature that is not positive and finite.
     Source: Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017.
 
-    A relaxed sample is none of this distribution: Monte Carlo terms refuse gradients through it, and ``log_prob`` takes
-    what ``sample()`` draws.
+    A relaxed sample is not drawn from this distribution: Monte Carlo terms refuse gradients through it, and
+    ``log_prob`` takes what ``sample()`` draws.
 
     >>> posterior = GumbelSoftmax(torch.zeros(8, 4, 3), temperature=0.5)
     >>> posterior.rsample().shape, posterior.batch_shape

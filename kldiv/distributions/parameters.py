@@ -1,4 +1,18 @@
-"""What a distribution was given: logits or probabilities, dtype, the tensors that want a gradient."""
+"""What a distribution's constructor was given: logits or probabilities, which matrix, a scale or a log-variance.
+
+torch stores a parameter under the name by which it was given. Its other names are lazy properties: computed on first
+access, and then stored as well. That access need not be the user's: to validate a ``OneHotCategorical``, a
+``Multinomial`` or a relaxed distribution torch reads both ``logits`` and ``probs``. From torch 2.6 to 2.14 alike:
+
+- A constructor stores what it was given before ``Distribution.__init__`` stores ``_batch_shape``. A lazy property is
+  stored after that. ``copy``, ``deepcopy`` and ``pickle`` keep the order of ``__dict__``.
+- ``expand`` copies every name that is stored, all before ``_batch_shape``, and then treats the logits as given. If a
+  second name was stored, the result no longer tells which of the two was given. Nor does a distribution whose second
+  name is first read inside a compiled graph.
+
+Where it cannot be told, the better conditioned one is used: the Cholesky factor of a covariance; and logits, except
+where torch computed them from a probability that it had clamped.
+"""
 
 import functools
 import inspect
@@ -7,22 +21,37 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Geometric
-from torch.distributions.utils import lazy_property
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Multinomial,
+    Normal,
+    OneHotCategorical,
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
+)
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+from torch.distributions.utils import clamp_probs, lazy_property, probs_to_logits
+
+from kldiv.distributions.diagonal_normal import DiagonalNormal
 
 __all__ = [
+    "COVARIANCES",
+    "PROBABILITIES",
     "as_logits",
     "given",
+    "given_name",
     "is_computed_late",
     "log_variance",
     "materialise",
+    "mean_and_log_var",
     "parameter_dtype",
     "parameters_of",
 ]
 
 
 def materialise(distribution: Any) -> None:
-    """Computes what torch computes when it is first asked for: a checkpoint must find the same twice."""
+    """Computes the lazy ``logits`` and ``probs`` now: a checkpoint must find the same attributes twice."""
     for value in list(vars(distribution).values()):
         if isinstance(value, Distribution):
             materialise(value)
@@ -33,7 +62,7 @@ def materialise(distribution: Any) -> None:
 
 @functools.cache
 def is_computed_late(kind: Hashable, name: str) -> bool:
-    """Whether an attribute is one that torch computes when it is first asked for."""
+    """Whether an attribute is a lazy property, which torch computes on first access."""
     return isinstance(inspect.getattr_static(kind, name, None), lazy_property)
 
 
@@ -48,18 +77,76 @@ def parameter_dtype(distribution: Distribution) -> torch.dtype:
     return dtype
 
 
-def given(distribution: Any) -> tuple[str, Tensor]:
-    """``"logits"`` or ``"probs"``, what the distribution was made of, and the values in ``float64``."""
-    if isinstance(distribution, Geometric):  # which does not say; the other of the two is kept when it is asked for
-        kind = next(name for name in distribution.__dict__ if name in ("probs", "logits"))
-        return kind, getattr(distribution, kind).double()
-    kind = "logits" if distribution._param is distribution.__dict__.get("logits") else "probs"
-    return kind, distribution._param.double()
+PROBABILITIES = ("logits", "probs")
+"""The names by which torch's families take probabilities."""
+
+COVARIANCES = ("scale_tril", "covariance_matrix", "precision_matrix")
+"""The names by which torch's families take a covariance."""
+
+_HELD_BY: dict[type, str] = {
+    OneHotCategorical: "_categorical",
+    Multinomial: "_categorical",
+    ExpRelaxedCategorical: "_categorical",
+    RelaxedOneHotCategorical: "base_dist",
+    RelaxedBernoulli: "base_dist",
+}
+"""Families that store their logits or probabilities in an inner distribution. All others store them themselves."""
 
 
-def as_logits(kind: str, value: Tensor) -> Tensor:
-    """The logits of one outcome of two."""
-    return value if kind == "logits" else torch.log(value) - torch.log1p(-value)
+def given_name(distribution: Distribution, names: tuple[str, ...]) -> str | None:
+    """The name, of several for one parameter, by which it was given; ``None`` where that can no longer be told."""
+    order = list(distribution.__dict__)
+    present = [name for name in names if name in order]
+    if len(present) > 1:
+        present = [name for name in present if order.index(name) < order.index("_batch_shape")]
+    return present[0] if len(present) == 1 else None
+
+
+def given(distribution: Distribution) -> tuple[str, Tensor]:
+    """``"logits"`` or ``"probs"``, whichever the distribution was given, and the values in ``float64``.
+
+    torch normalises those of categories.
+    """
+    holder = _holder(distribution)
+    name = given_name(holder, PROBABILITIES)
+    if name is None:
+        return "logits", _logits_of_both(holder.logits, holder.probs, not isinstance(holder, Categorical))
+    return name, getattr(holder, name).double()
+
+
+def _holder(distribution: Any) -> Any:
+    for family, name in _HELD_BY.items():
+        if isinstance(distribution, family):
+            return _holder(getattr(distribution, name))
+    return distribution
+
+
+def _logits_of_both(logits: Tensor, probs: Tensor, is_binary: bool) -> Tensor:
+    """The logits in ``float64`` where both are stored and either may have been computed from the other.
+
+    Logits tell more than the probabilities computed from them, which round to 0 and 1. But probabilities outside of
+    [eps, 1 - eps] are clamped to that interval before torch computes their logits: there the probability is used.
+    """
+    clamped = (clamp_probs(probs) != probs) & torch.isclose(
+        logits, probs_to_logits(probs, is_binary), rtol=4 * torch.finfo(probs.dtype).eps, atol=0.0
+    )
+    # the branch that is not taken must have a finite gradient
+    probs = torch.where(clamped, probs.double(), 0.5)
+    return torch.where(clamped, as_logits("probs", probs) if is_binary else torch.log(probs), logits.double())
+
+
+def as_logits(name: str, value: Tensor) -> Tensor:
+    """The logits of one outcome of two, of what :func:`given` returns."""
+    return value if name == "logits" else torch.log(value) - torch.log1p(-value)
+
+
+def mean_and_log_var(distribution: Distribution) -> tuple[Tensor, Tensor] | None:
+    """The mean and the log-variance of independent normals, given by that or by a scale; ``None``: another family."""
+    if isinstance(distribution, DiagonalNormal):
+        return distribution.mean, distribution.log_var
+    if isinstance(distribution, Normal) and type(distribution).log_prob is Normal.log_prob:
+        return distribution.loc, log_variance(distribution.scale)
+    return None
 
 
 def log_variance(scale: Tensor) -> Tensor:
@@ -68,7 +155,7 @@ def log_variance(scale: Tensor) -> Tensor:
 
 
 def parameters_of(distribution: Distribution) -> list[Tensor]:
-    """The tensors a distribution of torch's or ours is made of that want a gradient; none of another package's."""
+    """The tensors of a distribution of torch's or ours that require a gradient; none of another package's."""
     if not type(distribution).__module__.startswith(("torch.distributions.", "kldiv.")):
         return []
     found: list[Tensor] = []

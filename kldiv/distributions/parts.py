@@ -1,4 +1,4 @@
-"""How a distribution falls apart into independent dimensions."""
+"""Splitting a distribution into independent dimensions, and joining dimensions to an event."""
 
 from torch.distributions import Distribution, Independent, OneHotCategorical
 
@@ -23,7 +23,7 @@ def independent_dims(distribution: Distribution) -> int:
 
 
 def _is_taken_apart(distribution: Distribution) -> bool:
-    # a subclass with a density of its own is not what its parts are
+    # a subclass with its own density is not the product of its parts
     kind = type(distribution)
     return (isinstance(distribution, Independent) and kind.log_prob is Independent.log_prob) or (
         isinstance(distribution, DiagonalNormal) and kind.log_prob is DiagonalNormal.log_prob

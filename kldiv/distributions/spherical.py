@@ -41,8 +41,8 @@ class PowerSpherical(Distribution):
     :math:`(1 + \mu^\top x)/2` is Beta(b + kappa, b), and the rest of x is uniform.
 
     Args:
-        loc: :math:`\mu`, of shape (*, d), d at least 2: unit vectors. Their directions alone are read, so that the
-            rounding of their norms is of no account and gradients are tangent to the sphere.
+        loc: :math:`\mu`, of shape (*, d), d at least 2: unit vectors. Only their directions are read: the rounding of
+            their norms does not matter, and gradients are tangent to the sphere.
         concentration: :math:`\kappa`, not negative, of a shape that broadcasts with (*); 0 is the uniform distribution.
         validate_args: as in torch: whether invalid parameters, and values off the sphere, raise.
     Raises: ValueError: d below 2; shapes that do not broadcast; vectors not of norm 1; a negative or NaN concentration.

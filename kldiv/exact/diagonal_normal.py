@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from kldiv.distributions import DiagonalNormal, factorise, log_variance
-from kldiv.exact import multivariate_normal
+from kldiv.exact.multivariate_normal import kl_multivariate_normal
 from kldiv.exact.registry import no_form_for_these, register_kl
 from kldiv.functional import kl_normal
 from kldiv.numerics import sum_rightmost
@@ -68,7 +68,7 @@ def kl_with_full_covariance(p: Distribution, q: Distribution) -> Tensor:
 
     Source: Kullback 1959, chapter 9.
     """
-    return multivariate_normal.kl_multivariate_normal(*(_with_full_covariance(d, p, q) for d in (p, q)))
+    return kl_multivariate_normal(*(_with_full_covariance(d, p, q) for d in (p, q)))
 
 
 def _with_full_covariance(distribution: Distribution, p: Distribution, q: Distribution) -> Distribution:

@@ -16,14 +16,14 @@ __all__ = [
 
 
 def kl_dirichlet_concentrations(p: Tensor, q: Tensor, excess: Tensor | None = None) -> Tensor:
-    r"""Of concentrations in ``float64``, along the last dimension.
+    r"""Of two Dirichlet distributions, from concentrations in ``float64`` along the last dimension.
 
     .. math:: \sum_k \left[\beta_k\,\varphi(d_k) + B_g(\beta_k, \alpha_k)\right] - B_g(\beta_0, \alpha_0), \quad
               d_k = \ln\tfrac{\alpha_k}{\beta_k} - \ln\tfrac{\alpha_0}{\beta_0}
 
     Args:
         p, q: :math:`\alpha, \beta`, of shapes that broadcast.
-        excess: q - p, where it is known better than its rounding.
+        excess: q - p, where the caller knows it to more digits than the difference has.
     """
     excess = q - p if excess is None else excess
     p, q, excess = broadcast(p, q, excess)

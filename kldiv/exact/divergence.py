@@ -21,7 +21,7 @@ from kldiv.distributions import (
     take_off,
     widened,
 )
-from kldiv.exact.discrete import kl_categoricals
+from kldiv.exact.categorical import kl_categoricals
 from kldiv.exact.registry import ClosedForm, check_once, find_closed_form, no_form_for_these, register_kl
 from kldiv.numerics import check_broadcast, sum_rightmost
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 _OF_UNEQUAL_EVENTS = (kl_categoricals,)
-"""The forms that compare events of unequal shapes: a category and the same as a one-hot vector."""
+"""Forms between events of unequal shapes: a category and a one-hot vector."""
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
@@ -52,9 +52,9 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     Returns: the broadcast batch shape, in the widest dtype of the parameters, ``float32`` at least.
     Raises:
         NotImplementedError: no closed form is known for the two types, or for these parameters of theirs; the message
-            names both types and a call that works. Whether a form is one for these parameters (equal counts, equal
-            transforms) is looked up once, which waits for the device, unless either has ``validate_args=False``.
-        TypeError: p or q is no distribution.
+            names both types and a call that works. Some forms hold for some parameters only (equal counts, equal
+            transforms): these are compared, which waits for the device, unless either has ``validate_args=False``.
+        TypeError: p or q is not a distribution.
         ValueError: batch shapes that do not broadcast or event shapes that differ; the message holds both.
 
     >>> import torch
@@ -77,7 +77,7 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
         )
     dtype = result_dtype(p, q)
     if closed_form is None:
-        # a scalar given by its log-variance has what a Normal has
+        # a scalar DiagonalNormal has every closed form that Normal has
         closed_form = find_closed_form(*(Normal if _is_scalar_normal(d) else type(d) for d in (p, q)))
         if closed_form is None:
             raise NotImplementedError(_no_closed_form(p, q))
@@ -159,8 +159,8 @@ def kl_transformed(p: TransformedDistribution, q: TransformedDistribution) -> Te
 
     .. math:: D_{KL}(p\|q) = D_{KL}(p_0\|q_0)
 
-    That the transforms are the same is looked up once, unless ``validate_args`` is False. Then they are trusted to be,
-    but not where parameters of a family are inside, as the Kumaraswamy distribution's are.
+    The transforms are compared, unless ``validate_args`` is False. Then transforms of one type are trusted to be equal,
+    except where they hold parameters of a family, as those of the Kumaraswamy distribution do.
 
     Source: invariance, Kullback & Leibler 1951, theorem 4.1.
     """

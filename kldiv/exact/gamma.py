@@ -1,4 +1,4 @@
-"""Gamma distributions, and exponential, chi-squared and inverse gamma ones, which are gamma distributions too."""
+"""Gamma distributions, and the exponential, chi-squared and inverse gamma ones that derive from them."""
 
 from typing import Any
 
@@ -42,12 +42,12 @@ def kl_exponential(p: Exponential, q: Exponential) -> Tensor:
 @register_kl(Exponential, Gamma)
 @register_kl(InverseGamma, InverseGamma)
 def kl_gamma(p: Distribution, q: Distribution) -> Tensor:
-    r"""Of two gamma distributions, an exponential one being that of concentration 1; of the reciprocals' if inverse.
+    r"""Of two gamma distributions: an exponential one has concentration 1; for inverse ones, those of the reciprocals.
 
     .. math:: \alpha_q\,\varphi\left(\ln\tfrac{m_p}{m_q}\right) + B_g(\alpha_q, \alpha_p),
               \quad m = \tfrac{\alpha}{\beta}, \quad \varphi(u) = e^u - 1 - u, \quad g(x) = \ln\Gamma(x) - x\ln x + x
 
-    with :math:`B_g` the Bregman divergence of g: how the means differ, and how the shapes do.
+    with :math:`B_g` the Bregman divergence of g. The first term compares the means, the second the shapes.
 
     Source: Gil, Alajaji & Linder 2013, regrouped.
     """

@@ -1,4 +1,4 @@
-"""Gumbel and Weibull distributions, which meet in the logarithm."""
+"""Gumbel distributions, and Weibull distributions, whose -ln x has a Gumbel distribution."""
 
 import torch
 from torch import Tensor

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Wishart
 
+from kldiv.distributions import COVARIANCES, given_name
 from kldiv.exact.registry import register_kl
 from kldiv.numerics import bregman_lgamma, check_broadcast, expm1mx, non_negative
 
@@ -63,27 +64,24 @@ class Covariance(NamedTuple):
 
 
 def covariance(distribution: Any) -> Covariance:
-    """The covariance of what has a ``scale_tril``, a ``covariance_matrix`` or a ``precision_matrix``, as it was given.
-
-    The other two are computed and kept when somebody asks for them: the one that was given came before ``loc``.
-    """
+    """The covariance of a normal or Wishart distribution, as it was given."""
     if isinstance(distribution, LowRankMultivariateNormal):
         factor, diagonal = distribution._unbroadcasted_cov_factor, distribution._unbroadcasted_cov_diag
         shape = check_broadcast(cov_factor=factor.shape[:-1], cov_diag=diagonal.shape)
         return Covariance("low_rank", factor.expand(*shape, -1).double(), diagonal.expand(shape).double())
-    kinds = ("scale_tril", "covariance_matrix", "precision_matrix")
-    kind = next((name for name in distribution.__dict__ if name in kinds), None)
     factor = distribution._unbroadcasted_scale_tril
-    if kind is None or kind == "scale_tril":
-        return Covariance("scale_tril", factor.double().tril())  # what is above the diagonal counts nowhere
-    given = getattr(distribution, kind)
-    if not given.numel():
+    # where it is not known which was given, the factor is: its condition number is the root of the covariance's
+    name = given_name(distribution, COVARIANCES) or "scale_tril"
+    if name == "scale_tril":
+        return Covariance(name, factor.double().tril())  # what is above the diagonal counts nowhere
+    matrix = getattr(distribution, name)
+    if not matrix.numel():
         return Covariance("scale_tril", factor.double())
     # one covariance for a whole batch of means is stored as many; the factor tells how many there are
-    given = given[(0,) * (given.ndim - factor.ndim)]
+    matrix = matrix[(0,) * (matrix.ndim - factor.ndim)]
     for dim, size in enumerate(factor.shape[:-2]):
-        given = given.narrow(dim, 0, min(size, given.shape[dim]))
-    return Covariance(kind, given.double())
+        matrix = matrix.narrow(dim, 0, min(size, matrix.shape[dim]))
+    return Covariance(name, matrix.double())
 
 
 def whitened_excess(p: Covariance, q: Covariance) -> tuple[Tensor, Tensor]:

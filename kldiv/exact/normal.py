@@ -1,4 +1,4 @@
-"""Normal distributions, given by standard deviations or by log-variances, and what a shared map makes of them."""
+"""Normal, log-normal and half-normal distributions, given by scales."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ __all__ = [
 
 
 def kl_normal_scales(mean_difference: Tensor, scale_p: Tensor, scale_q: Tensor) -> Tensor:
-    """Of ``float64``: the digits a logarithm rounds off in float32 are those in which two close scales differ."""
+    """In ``float64``: a logarithm in float32 would round off the digits in which two close scales differ."""
     distance = mean_difference / scale_q
     return 0.5 * (expm1mx(2 * log_ratio(scale_p, scale_q)) + distance * distance)
 

@@ -53,23 +53,24 @@ def register_kl(type_p: type[Distribution], type_q: type[Distribution]) -> Calla
 
 
 def check_once(p: Distribution, q: Distribution) -> bool:
-    """Whether values may be looked at, which waits for the device: not with ``validate_args=False``, nor in a graph.
+    """Whether parameter values may be read, which waits for the device.
 
-    What the distributions were given counts, not the default, which torch.compile switches off for the whole process.
+    Not with ``validate_args=False`` given to either constructor, and not while compiling. The default does not count:
+    torch.compile switches it off for the whole process.
     """
     given = all(distribution.__dict__.get("_validate_args", True) for distribution in (p, q))
     return given and not torch.compiler.is_compiling()
 
 
 def no_form_for_these(p: Distribution, q: Distribution, reason: str = "") -> NotImplementedError:
-    """The error for a pair of types that has a closed form for other parameters than these."""
+    """The error for a pair of types whose closed form does not hold for these parameters."""
     return NotImplementedError(
         f"D_KL({type(p).__name__} || {type(q).__name__}) has no closed form for {reason or 'these parameters'}"
     )
 
 
 def register_with_torch() -> None:
-    """Enters the pairs with a distribution of our own into torch's registry: its ``kl_divergence`` gives the same."""
+    """Registers the pairs with one of our own distributions with torch too: its ``kl_divergence`` gives the same."""
     for types, closed_form in CLOSED_FORMS.items():
         if any(kind.__module__.startswith("kldiv.") for kind in types):
             torch_kl.register_kl(*types)(closed_form)  # type: ignore[no-untyped-call]
@@ -87,6 +88,6 @@ def find_closed_form(type_p: type, type_q: type) -> ClosedForm | None:
 
 
 def is_registered_by_user(p: Distribution, q: Distribution) -> bool:
-    """Whether the closed form of the pair is neither ours nor torch's: then the two are not to be taken apart."""
+    """Whether a user registered the closed form of the pair: then it is not split into dimensions."""
     closed_form = find_closed_form(type(p), type(q))
     return closed_form is not None and closed_form.__module__.split(".")[0] not in ("kldiv", "torch")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kldiv.distributions import HypersphericalUniform, PowerSpherical
-from kldiv.exact import dirichlet
+from kldiv.exact.dirichlet import kl_dirichlet_concentrations
 from kldiv.exact.registry import register_kl
 from kldiv.numerics import check_broadcast
 
@@ -37,6 +37,4 @@ def kl_power_spherical_to_uniform(p: PowerSpherical, q: HypersphericalUniform) -
     kappa = p.concentration.double()
     half = torch.full_like(kappa, 0.5 * (p.event_shape[-1] - 1))
     excess = torch.stack([-kappa, torch.zeros_like(kappa)], -1)
-    return dirichlet.kl_dirichlet_concentrations(
-        torch.stack([half + kappa, half], -1), torch.stack([half, half], -1), excess
-    )
+    return kl_dirichlet_concentrations(torch.stack([half + kappa, half], -1), torch.stack([half, half], -1), excess)

@@ -1,15 +1,17 @@
-"""Distributions that end where their parameters say: uniform and Pareto."""
+"""Uniform and Pareto distributions, whose supports depend on their parameters."""
 
 import torch
 from torch import Tensor
 from torch.distributions import Pareto, Uniform
 
 from kldiv.exact.registry import register_kl
+from kldiv.exact.two_families import OfUniform
 from kldiv.numerics import expm1mx, log_ratio
 
 __all__ = [
     "kl_pareto",
     "kl_uniform",
+    "kl_uniform_pareto",
 ]
 
 
@@ -39,3 +41,17 @@ def kl_pareto(p: Pareto, q: Pareto) -> Tensor:
     scale_p, scale_q, alpha_p, alpha_q = (value.double() for value in (p.scale, q.scale, p.alpha, q.alpha))
     value = expm1mx(log_ratio(alpha_q, alpha_p)) + alpha_q * log_ratio(scale_p, scale_q)
     return value.masked_fill(scale_p < scale_q, torch.inf)
+
+
+@register_kl(Uniform, Pareto)
+def kl_uniform_pareto(p: Uniform, q: Pareto) -> Tensor:
+    r"""From E ln x, infinite where p's interval starts before m.
+
+    .. math:: E\ln p_y - \ln\alpha + \alpha(E\ln x - \ln m), \quad y = \ln x
+
+    Source: Kullback & Leibler 1951.
+    """
+    scale, alpha = q.scale.double(), q.alpha.double()
+    of_p = OfUniform(p)
+    value = of_p.log_negative_entropy() - torch.log(alpha) + alpha * (of_p.log_mean() - torch.log(scale))
+    return value.masked_fill(of_p.low < scale, torch.inf)

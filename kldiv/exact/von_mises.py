@@ -27,7 +27,7 @@ def kl_von_mises(p: VonMises, q: VonMises) -> Tensor:
     Source: Mardia & Jupp 2000, section 3.5.4, as an exponential family (Wainwright & Jordan 2008, section 5.2.2).
     """
     kappa_p, kappa_q = p.concentration.double(), q.concentration.double()
-    # less kappa itself, of which a Bregman divergence sees nothing
+    # of ln I0(kappa) - kappa: a linear term does not change a Bregman divergence
     shapes = bregman(kappa_q, kappa_p, kappa_q - kappa_p, _log_i0e, _log_i0e_first, _log_i0_second)
     half_sine = torch.sin(0.5 * (p.loc.double() - q.loc.double()))
     return shapes + 2 * (1 + _log_i0e_first(kappa_p)) * kappa_q * half_sine * half_sine

@@ -67,13 +67,13 @@ class NegativeLogLikelihood(nn.Module):
         return sum_latent(self.per_element(parameters, target).masked_fill(missing, 0))
 
     def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
-        """Nats of each example, (N,), nothing of it missing: for a subclass that has them by a shorter way."""
+        """Nats of each example, (N,), without missing elements. Overridden where there is a shorter way."""
         return sum_latent(self.per_element(parameters, target))
 
     def prepared(
         self, output: Output, target: Tensor, mask: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """Parameters and target in ``float32`` at least, 0 where the target is missing, and where that is."""
+        """Parameters and target, ``float32`` at least and 0 where missing, and the mask of what is missing."""
         parameters = self.parameters_of(output)
         if not target.ndim:
             raise ValueError("the target has no dimensions, and dimension 0 is the example: add one, x[None]")
@@ -85,7 +85,7 @@ class NegativeLogLikelihood(nn.Module):
         if check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
         missing = mask == 0
-        # filled before and after: what is missing may be NaN, in value and in gradient
+        # filled here and in the result: a missing value may be NaN, and so would its gradient
         return self.fill(parameters, missing), target.masked_fill(missing, 0), missing
 
     def fill(self, parameters: tuple[Tensor, ...], missing: Tensor) -> tuple[Tensor, ...]:

@@ -21,10 +21,10 @@ __all__ = [
 
 
 class LocationScaleNLL(NegativeLogLikelihood):
-    """What Gaussian and Laplace terms have in common: a location from the decoder, and a scale by its logarithm.
+    """What Gaussian and Laplace terms have in common: a location from the decoder, and the logarithm of a scale.
 
-    The logarithm is one for all elements, a fixed number or a parameter; where the decoder emits one for each element,
-    its output is the pair of location and logarithm, and this module's is not used. A subclass names it.
+    The logarithm is one number for all elements, fixed or a parameter. Where the decoder emits one for each element,
+    its output is the pair (location, logarithm), and this module's own is not used. A subclass names it.
     """
 
     log_name: str
@@ -87,7 +87,7 @@ class GaussianNLL(LocationScaleNLL):
 
 
 class OptimalGaussianNLL(NegativeLogLikelihood):
-    r"""-ln N(target | output, variance) in nats with the variance that makes the batch's term least.
+    r"""-ln N(target | output, variance) in nats with the variance that minimises the batch's term.
 
     .. math:: \tfrac12 \left[\ln 2\pi\sigma^2 + (t-\mu)^2/\sigma^2\right],
               \qquad \sigma^2 = \frac1{|B|} \sum_{B} (t-\mu)^2

@@ -1,4 +1,4 @@
-"""Where the mass of a density may be: medians, means, modes and quantiles of draws."""
+"""Centers of a density: medians, means and modes, or quantiles of draws."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def centers_of(distribution: Any, zeros: Tensor) -> Tensor | None:
-    """Where a density may be narrow: a median, mean or mode, and that of each component. (centers, *batch)."""
+    """The median, mean or mode of a density or of each component, (centers, *batch); ``None`` where none is known."""
     if isinstance(distribution, Independent):
         return centers_of(distribution.base_dist, zeros)
     if isinstance(distribution, MixtureSameFamily):
@@ -45,7 +45,7 @@ def centers_of(distribution: Any, zeros: Tensor) -> Tensor | None:
 
 
 def sample_quantiles(distribution: Distribution, zeros: Tensor) -> Tensor:
-    """32 quantiles of 1024 draws, (32, *batch): the same each time, with the global generators left as they are."""
+    """32 quantiles of 1024 draws, (32, *batch). The same each time; the global generators are left as they are."""
     cuda = zeros.device.type == "cuda"
     with torch.random.fork_rng(devices=[zeros.device] if cuda else []):
         torch.default_generator.manual_seed(0)
@@ -59,6 +59,7 @@ def sample_quantiles(distribution: Distribution, zeros: Tensor) -> Tensor:
 
 
 def expanded(distribution: Distribution, batch_shape: torch.Size) -> Distribution:
+    """The distribution of this batch shape, where it can be expanded."""
     if distribution.batch_shape != batch_shape:
         with contextlib.suppress(NotImplementedError):  # its log_prob may broadcast all the same
             distribution = distribution.expand(batch_shape)
@@ -66,6 +67,7 @@ def expanded(distribution: Distribution, batch_shape: torch.Size) -> Distributio
 
 
 def in_vmap(tensor: Tensor) -> bool:
+    """Whether a tensor is inside ``torch.func.vmap``."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         if torch._C._functorch.is_batchedtensor(tensor):
             return True

@@ -1,4 +1,4 @@
-"""kl_quadrature(p, q): the integral itself, for two one-dimensional densities."""
+"""kl_quadrature(p, q): the KL divergence of two one-dimensional densities by numerical integration."""
 
 import math
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
 
     .. math:: \int p\,(r - 1 - \ln r)\,dx, \quad r = q/p, \qquad\text{over the union of both supports}
 
-    The integrand is never negative, and no digits are lost where p and q are close. Over the union, q - p integrates
-    to nothing; where p is zero the integrand is q, and the mass of q outside of p's support is counted.
+    The integrand is never negative, and no digits are lost where p and q are close. q - p, which it has in addition to
+    p ln(p/q), integrates to 0 over the union. Where p is zero the integrand is q.
 
     Args:
         p, q: continuous distributions of event shape (), whose batch shapes broadcast together. Their ``log_prob``
@@ -38,7 +38,7 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
         at least. Differentiable in the parameters of both. ``inf`` where q is zero and p is not, and where the
         integrand does not decay as far as numbers reach.
     Raises:
-        TypeError: p or q is no distribution.
+        TypeError: p or q is not a distribution.
         ValueError: a discrete one, an event shape other than (), batch shapes that do not broadcast.
         QuadratureError: an ArithmeticError. The Gauss rule of 7 points a panel and the Kronrod rule of 15 that contains
             it differ by more than 1e-6 of the value (and 1e-16), or a density does not integrate to 1 within 1e-6.
@@ -82,7 +82,7 @@ def kl_quadrature(p: Distribution, q: Distribution) -> Tensor:
         t, half = panels.nodes()
         log_p, log_q, _ = Rays(pair, centers, zeros).log_densities(panels.ray, t)
         seen = [(log > -math.inf) & ~infinite for log in (log_p, log_q)]
-    # the same points once more, with the graph; what is zero is left out, for its gradient may be infinite
+    # the same points again, with the graph; zeros are left out, for their gradient may be infinite
     log_p, log_q, log_jacobian = Rays(pair, centers, zeros).log_densities(panels.ray, t, seen)
     value = (half * along(KRONROD, zeros) * _integrand(log_p, log_q, log_jacobian)).sum((0, 1))
     return torch.where(infinite, math.inf, value).to(dtype)
@@ -110,7 +110,7 @@ def _check(name: str, given: Distribution) -> None:
 
 
 def _integrand(log_p: Tensor, log_q: Tensor, log_jacobian: Tensor) -> Tensor:
-    """p (r - 1 - ln r) dx/dt with r = q/p; q dx/dt where p is zero, and 0 where q is: that is counted elsewhere."""
+    """p (r - 1 - ln r) dx/dt with r = q/p; q dx/dt where p is zero; 0 where q is zero, see ``_Sums.starved``."""
     both = (log_p > -math.inf) & (log_q > -math.inf)
     p, q = (log_p + log_jacobian).exp(), (log_q + log_jacobian).exp()
     log_r = torch.where(both, log_q, 0.0) - torch.where(both, log_p, 0.0)
@@ -120,7 +120,7 @@ def _integrand(log_p: Tensor, log_q: Tensor, log_jacobian: Tensor) -> Tensor:
 
 
 class _Sums(NamedTuple):
-    """Integrals over each panel, of shape (panels, *batch), and what the coarser rule makes of them."""
+    """Integrals over each panel, (panels, *batch), by the Kronrod rule, and how far the Gauss rule is from them."""
 
     kl: Tensor
     p: Tensor
@@ -129,10 +129,22 @@ class _Sums(NamedTuple):
     kl_gauss: Tensor
     mass_error: Tensor
 
+    def share(self) -> Tensor:
+        """The largest part that each panel has in the divergence or the mass of p or q."""
+        of_value = self.kl / self.kl.sum(0).clamp(min=_FLOOR)
+        return torch.maximum(of_value, torch.maximum(self.p, self.q)).nan_to_num(nan=0.0)
+
+    def failed(self, beyond: Tensor, infinite: Tensor) -> Tensor:
+        """Where the rules disagree or a density does not integrate to 1, (*batch,)."""
+        error = (self.kl - self.kl_gauss).abs().sum(0) + beyond
+        disagree = ~((error <= _TOLERANCE * self.kl.sum(0) + _FLOOR) | infinite)
+        lost = ~((torch.stack([self.p.sum(0), self.q.sum(0)]) - 1).abs() <= _TOLERANCE).all(0)
+        return disagree | lost
+
 
 def _integrate(rays: Rays, panels: Panels) -> _Sums:
     kronrod, gauss = along(KRONROD, rays.zeros), along(GAUSS, rays.zeros)
-    # in pieces, so that what is thrown away again stays small
+    # in pieces, to bound the memory of what is thrown away
     size = max(1, _PIECE // (15 * max(1, rays.zeros.numel())))
     pieces = []
     for first in range(0, len(panels.ray), size):
@@ -140,7 +152,7 @@ def _integrate(rays: Rays, panels: Panels) -> _Sums:
         t, half = piece.nodes()
         log_p, log_q, log_jacobian = rays.log_densities(piece.ray, t)
         p, q = (log_p + log_jacobian).exp(), (log_q + log_jacobian).exp()
-        # outside of q's support every p counts, be it too small for a number; inside, q may be the one too small
+        # outside of q's support any p counts, even one that underflows; inside, q may have underflowed
         outside = ~rays.alive[1].gather(0, piece.ray)[:, None] & (log_p > -math.inf)
         starved = torch.where(outside, 1.0, torch.where(log_q > -math.inf, 0.0, p))
         integrands = (_integrand(log_p, log_q, log_jacobian), p, q, starved)
@@ -173,32 +185,34 @@ def _place(pair: list[Distribution], zeros: Tensor, checked: bool) -> tuple[list
     """The centers, the panels that count, and where the integral is infinite."""
     known = [centers_of(d, zeros) for d in pair]
     for sampled in (False, True):
-        centers = []
-        for d, found in zip(pair, known, strict=True):
-            if checked and (sampled or found is None):
-                quantiles = sample_quantiles(d, zeros)
-                found = quantiles if found is None else torch.cat([found, quantiles])
-            centers.append(inside(support_of(d), zeros[None] if found is None else found, zeros).detach())
+        centers = [
+            _centers(d, found, zeros, checked and (sampled or found is None))
+            for d, found in zip(pair, known, strict=True)
+        ]
         rays = Rays(pair, centers, zeros)
         panels = rays.panels()
         sums = _integrate(rays, panels)
         for rounds, each in _EFFORTS:
             for _ in range(rounds):
                 panels, sums = _halve(rays, panels, sums, each * len(rays.origin))
-            value = sums.kl.sum(0)
             diverges, beyond = rays.tails()
             infinite = diverges | (sums.starved.sum(0) > _STARVED)
             if not checked or not zeros.numel():
                 return centers, panels, infinite
-            share = torch.maximum(sums.kl / value.clamp(min=_FLOOR), torch.maximum(sums.p, sums.q)).nan_to_num(nan=0.0)
-            error = (sums.kl - sums.kl_gauss).abs().sum(0) + beyond
-            disagree = ~((error <= _TOLERANCE * value + _FLOOR) | infinite)
-            lost = ~((torch.stack([sums.p.sum(0), sums.q.sum(0)]) - 1).abs() <= _TOLERANCE).all(0)
-            # the one that waits for the device
-            failed, needed = torch.stack([(disagree | lost).sum(), (share > _NEGLIGIBLE).sum(0).max()]).tolist()
-            if not failed:
+            failed, share = sums.failed(beyond, infinite), sums.share()
+            # this alone waits for the device
+            failures, needed = torch.stack([failed.sum(), (share > _NEGLIGIBLE).sum(0).max()]).tolist()
+            if not failures:
                 return centers, panels.take(share.topk(max(1, needed), dim=0).indices), infinite
-    raise QuadratureError(_failure(pair, disagree | lost, sums, beyond))
+    raise QuadratureError(_failure(pair, failed, sums, beyond))
+
+
+def _centers(distribution: Distribution, known: Tensor | None, zeros: Tensor, sampled: bool) -> Tensor:
+    """Centers inside of the support, (centers, *batch): the known ones, and quantiles of draws if ``sampled``."""
+    if sampled:
+        quantiles = sample_quantiles(distribution, zeros)
+        known = quantiles if known is None else torch.cat([known, quantiles])
+    return inside(support_of(distribution), zeros[None] if known is None else known, zeros).detach()
 
 
 def _failure(pair: list[Distribution], failed: Tensor, sums: _Sums, beyond: Tensor) -> str:
@@ -217,8 +231,15 @@ def _failure(pair: list[Distribution], failed: Tensor, sums: _Sums, beyond: Tens
     )
 
 
-_TOLERANCE, _FLOOR = 1e-6, 1e-16  # by how much the rules may differ, relative and absolute
-_NEGLIGIBLE = 1e-17  # what a panel holds that is left out in the end
-_STARVED = 1e-30  # p's mass where q is zero: below, q is rather a number too small
+_TOLERANCE = 1e-6
+"""By how much the two rules may differ, relative to the value, and the mass of a density from 1."""
+_FLOOR = 1e-16
+"""By how much the two rules may differ in any case."""
+_NEGLIGIBLE = 1e-17
+"""A panel whose share is smaller is left out of the result."""
+_STARVED = 1e-30
+"""A mass of p where q is zero that makes the divergence infinite. With less, q has rather underflowed."""
 _PIECE = 2**18
-_EFFORTS = ((4, 4), (6, 8), (8, 16))  # how often panels are halved, how many a ray, before the rules are compared
+"""How many points are evaluated at once while the panels are placed."""
+_EFFORTS = ((4, 4), (6, 8), (8, 16))
+"""Rounds of halving, and how many panels a ray each halves, before the rules are compared; then more of both."""
