@@ -39,6 +39,7 @@ __all__ = [
     "COVARIANCES",
     "PROBABILITIES",
     "as_logits",
+    "computed_names",
     "given",
     "given_name",
     "is_computed_late",
@@ -100,6 +101,15 @@ def given_name(distribution: Distribution, names: tuple[str, ...]) -> str | None
     if len(present) > 1:
         present = [name for name in present if order.index(name) < order.index("_batch_shape")]
     return present[0] if len(present) == 1 else None
+
+
+def computed_names(distribution: Distribution) -> list[str]:
+    """The names of parameters that torch has computed from the given ones, rounded to their precision."""
+    found: list[str] = []
+    for names in (PROBABILITIES, COVARIANCES):
+        if (own := given_name(distribution, names)) is not None:
+            found += [name for name in names if name != own and name in distribution.__dict__]
+    return found
 
 
 def given(distribution: Distribution) -> tuple[str, Tensor]:

@@ -1,15 +1,15 @@
 """Copies of a distribution: in another precision, or without a gradient."""
 
 import copy
-from collections.abc import Callable, Hashable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 
-from kldiv.distributions.parameters import is_computed_late
+from kldiv.distributions.parameters import PROBABILITIES, computed_names, given_name
 
 __all__ = [
     "can_be_copied",
@@ -66,15 +66,13 @@ def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, T
     if not isinstance(value, (Distribution, Transform)) or isinstance(value, torch.nn.Module):
         return value
     new = copy.copy(value)
-    for name, item in vars(value).items():
-        # torch has computed this from the parameters, rounded to their precision: the copy computes it again
-        param = vars(value).get("_param")
-        if param is not None and item is not param and is_computed_late(cast(Hashable, type(value)), name):
-            del vars(new)[name]
-        elif name != "_inv":
-            vars(new)[name] = converted(item, convert, made)
     if isinstance(new, Distribution):
         new._validate_args = False
+        for name in computed_names(new):  # the copy computes them again, in its own precision
+            del vars(new)[name]
+    for name, item in vars(new).items():
+        if name != "_inv":
+            vars(new)[name] = converted(item, convert, made)
     return new
 
 
@@ -118,13 +116,13 @@ def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Dis
 
 
 def give_exact_logits(distribution: Any) -> None:
-    # torch clamps probabilities of 0 before it takes their logarithm
+    """Stores the logits of the probabilities that were given, in place: torch clamps 0 and 1 before it computes any."""
     for value in vars(distribution).values():
         if isinstance(value, Distribution):
             give_exact_logits(value)
-    probs = vars(distribution).get("_param")
-    if probs is None or probs is not vars(distribution).get("probs"):
+    if given_name(distribution, PROBABILITIES) != "probs":
         return
+    probs = distribution.probs
     if isinstance(distribution, torch.distributions.Categorical):
         zero = probs == 0
         distribution.logits = torch.log(torch.where(zero, 1.0, probs)).masked_fill(zero, -torch.inf)
