@@ -1,4 +1,4 @@
-"""The closed forms against fifty digits: see tests/oracles.py."""
+"""The closed forms against fifty digits: see tests/oracles/__init__.py."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""The oracle against integrals, sums and torch's densities: what it shares with none of them is its closed forms."""
+"""The oracles against numerical integrals, sums, and the densities and gradients of torch."""
 
 import itertools
 import math
