@@ -125,17 +125,26 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_was_stopped_in_the_middle_continues_to_the_same_numbers(undisturbed, tmp_path, how):
     options = ["--runs", str(tmp_path), "--trainer.max_epochs", "12"]
-    process = subprocess.Popen([*COMMAND, *options], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *options],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # a shell starts what it runs in the background with SIGINT ignored, and every child inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     run = tmp_path / "digits"
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.2)
+    assert process.poll() is None, "the run ended before it was stopped"
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not (run / "summary.json").exists(), "the run ended before it was stopped"
+    assert not (run / "summary.json").exists()
     assert 0 < len(metrics(run)) < len(metrics(undisturbed))
     if how != signal.SIGKILL:
         assert str(last) in output
