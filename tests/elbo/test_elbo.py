@@ -21,6 +21,7 @@ from kldiv import (
     attach,
 )
 from kldiv.functional import kl_normal
+from tests.marks import slow
 from tests.two_processes import in_two_processes
 
 
@@ -267,6 +268,7 @@ def test_saving_and_continuing_equals_never_stopping():
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
     reason="torch.compile traces the search for a closed form in torch 2.13, and does not in 2.6",
 )
+@slow
 @pytest.mark.parametrize("kl", [ExactKLLoss, MonteCarloKLLoss])
 def test_compiles_whole_from_a_cold_start(batch, kl):
     pytest.importorskip("torch._inductor")

@@ -13,6 +13,7 @@ from examples.vae.figures import kl_over_training
 from examples.vae.model import Encoder
 from examples.vae.train import main, make_cli
 from tests.examples.test_train import DIGITS, fit, metrics, run_command, weights
+from tests.marks import slow
 
 LEARNED_PRIOR = ["--model.prior", "kldiv.MixturePrior", "--model.prior.num_components", "5"]
 LEARNED_PRIOR += ["--model.prior.latent_dim", "10", "--model.elbo.kl", "kldiv.MonteCarloKLLoss"]
@@ -92,6 +93,7 @@ def test_the_picture_is_on_the_board_and_on_the_page(trained):
     assert page.index("<figcaption>KL of each latent") < page.index("<figcaption>The same over training")
 
 
+@slow
 def test_it_is_drawn_while_it_trains_but_not_often(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(diagnostics, "kl_over_training", lambda *args: drawn.append(args) or kl_over_training(*args))
@@ -118,6 +120,7 @@ def test_of_a_learned_prior_the_picture_says_to_what(tmp_path, monkeypatch):
     np.testing.assert_allclose(table(tmp_path / "digits")[1][-1, 2:], expected, rtol=1e-4, atol=1e-6)
 
 
+@slow
 def test_two_processes_and_a_padded_batch_give_the_table_of_one(tmp_path):
     """A learning rate of 0, for the noise of training is another in each process; 201 images in batches of 64."""
     options = ["--trainer.max_epochs", 1, "--model.optimizer.init_args.lr", 0.0, "--trainer.accelerator", "cpu"]

@@ -15,6 +15,7 @@ import torch._inductor.config
 
 from examples.vae.train import main
 from tests.examples.test_mnist import write_mnist
+from tests.marks import slow
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -122,6 +123,7 @@ def undisturbed(tmp_path_factory):
     return runs / "digits"
 
 
+@slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_was_stopped_in_the_middle_continues_to_the_same_numbers(undisturbed, tmp_path, how):
     options = ["--runs", str(tmp_path), "--trainer.max_epochs", "12"]
@@ -275,6 +277,7 @@ def test_a_runs_folder_that_cannot_be_made(tmp_path, capfd):
     assert "cannot be made" in capfd.readouterr().err
 
 
+@slow
 def test_compiled_training_learns_and_is_continued(tmp_path):
     compiled = ("--model.compile", "true", "--trainer.max_epochs", "3")
     assert fit(tmp_path / "whole", *compiled) == 0
@@ -356,6 +359,7 @@ def test_the_checkpoint_of_another_model_or_of_something_else(trained, tmp_path,
     assert metrics(trained) == before
 
 
+@slow
 def test_two_processes_end_like_one(undisturbed, tmp_path):
     options = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     run_command("--runs", tmp_path, "--trainer.max_epochs", 12, *options)

@@ -46,6 +46,7 @@ from torch.distributions import (
 
 from kldiv import DiagonalNormal, kl_quadrature
 from kldiv.quadrature.integral import QuadratureError
+from tests.marks import sweep
 
 
 def doubles(*values):
@@ -278,7 +279,7 @@ def test_students_t_and_normal():
     assert relative_error(kl_quadrature(q, p), truth) < 1e-10
 
 
-@pytest.mark.parametrize("narrow", [1.0, 1e-2, 1e-5])
+@pytest.mark.parametrize("narrow", sweep([1.0, 1e-2, 1e-5], [1.0]))
 def test_mixtures_of_normals(narrow):
     means, scales, weights = [-5.0, 1.0, 40.0], [1.0, narrow, 3.0], [0.5, 0.2, 0.3]
     p = MixtureSameFamily(Categorical(*doubles(weights)), Normal(*doubles(means, scales)))
@@ -581,12 +582,15 @@ def test_torch_func():
     torch.testing.assert_close(hessian, torch.eye(3).double() / 4)
 
 
-def test_compiled_equals_eager():
+@pytest.mark.parametrize("backend", sweep(["eager", "aot_eager"], ["eager"]))
+def test_compiled_equals_eager(backend):
+    torch.compiler.reset()
+
     def kl(concentration, rate):
         return kl_quadrature(Gamma(concentration, rate, validate_args=False), LogNormal(0.0, 1.0, validate_args=False))
 
     inputs = [leaves([0.5, 2.0], [1.0, 3.0]) for _ in range(2)]
-    values = [torch.compile(kl, fullgraph=True, backend="aot_eager")(*inputs[0]), kl(*inputs[1])]
+    values = [torch.compile(kl, fullgraph=True, backend=backend)(*inputs[0]), kl(*inputs[1])]
     for value in values:
         value.sum().backward()
     torch.testing.assert_close(*values)
