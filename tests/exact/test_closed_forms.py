@@ -18,7 +18,6 @@ from torch.distributions import (
     Dirichlet,
     Distribution,
     Exponential,
-    ExponentialFamily,
     Gamma,
     Geometric,
     Gumbel,
@@ -45,7 +44,7 @@ from torch.distributions import transforms as T  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kldiv import HypersphericalUniform, PowerSpherical, kl_divergence
-from kldiv.exact.registry import CLOSED_FORMS, find_closed_form
+from kldiv.exact.registry import CLOSED_FORMS
 from kldiv.exact.two_families import infinite
 from tests.marks import slow, sweep
 from tests.oracles import CROSS, FAMILIES, stored, tolerance, true_gradients, true_kl
@@ -587,33 +586,6 @@ def test_compiles_distributions_that_are_given_to_it():
 
 
 # The registry
-
-
-def test_every_pair_of_torch_is_ours():
-    theirs = set(torch.distributions.kl._KL_REGISTRY) - {(ExponentialFamily, ExponentialFamily)}
-    assert not [pair for pair in theirs if pair not in CLOSED_FORMS]
-
-
-def test_an_exponential_family_of_the_users_own_is_computed_in_float64():
-    class Rate(ExponentialFamily):
-        arg_constraints = {}
-
-        def __init__(self, rate):
-            self.rate = rate
-            super().__init__(rate.shape, validate_args=False)
-
-        @property
-        def _natural_params(self):
-            return (-self.rate,)
-
-        def _log_normalizer(self, x):
-            return -torch.log(-x)
-
-    p, q = Rate(torch.tensor(1.0)), Rate(torch.tensor(1.001))
-    assert find_closed_form(Rate, Rate).__module__ == "torch.distributions.kl"
-    expected = kl_divergence(Exponential(p.rate), Exponential(q.rate))
-    torch.testing.assert_close(kl_divergence(p, q), expected, rtol=1e-5, atol=0)
-    assert kl_divergence(p, q).dtype == torch.float32
 
 
 def test_pairs_that_exist_for_some_values_only_are_checked_unless_validation_is_off():

@@ -15,7 +15,6 @@ from kldiv.numerics.special import (
     non_negative,
     xmlog1p,
 )
-from kldiv.numerics.tensors import widen
 from tests.marks import sweep
 
 
@@ -52,13 +51,6 @@ def test_exact_difference_loses_nothing():
 def test_exact_difference_of_infinities_has_no_error():
     _, error = exact_difference(torch.tensor([float("inf"), 3e38]), torch.tensor([0.0, -3e38]))
     assert (error == 0).all()
-
-
-def test_widen():
-    a, b = widen(torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float64))
-    assert a.dtype == b.dtype == torch.float64
-    (c,) = widen(torch.zeros(2, dtype=torch.uint8))
-    assert c.dtype == torch.float32
 
 
 def magnitudes(low, high, count, dtype):
