@@ -338,6 +338,7 @@ def test_two_processes_are_one_with_all_examples(tmp_path):
             np.testing.assert_allclose(found[rank][k], expected, rtol=1e-12, atol=1e-15)
 
 
+@slow
 def test_without_torchmetrics_the_error_says_what_to_install():
     code = "import sys; sys.modules['torchmetrics'] = None; import kldiv; import kldiv.metrics"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

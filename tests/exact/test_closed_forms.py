@@ -137,7 +137,7 @@ def assert_gradients_right(p, q, rtol):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sweep(FAMILIES, set(FAMILIES) - {"Kumaraswamy to Beta"}))
 def test_against_fifty_digits_however_close_the_two_are(name, dtype):
     rng = random.Random(0)
     draws = 2 if name == "Kumaraswamy to Beta" or FAMILIES[name].kind == "matrix" else 12
@@ -156,7 +156,7 @@ def test_pairs_of_two_families_against_fifty_digits(types, dtype):
         assert_right(*CROSS[types].draw(rng, dtype), CROSS[types].kind, dtype)
 
 
-@pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize("distance", sweep([1.0, 1e-3, 1e-5], [1e-3]))
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "Kumaraswamy" not in name and "Independent" not in name])
 def test_gradients_against_fifty_digits(name, distance):
     rng = random.Random(0)
@@ -534,7 +534,7 @@ TRANSFORMED = [
 ]
 
 
-@pytest.mark.parametrize("name", TRANSFORMED, ids=str)
+@pytest.mark.parametrize("name", sweep(TRANSFORMED, TRANSFORMED[::3]), ids=str)
 def test_function_transforms(name):
     rng = random.Random(3)
     p, q = (

@@ -171,6 +171,7 @@ def test_mnist_files_and_terms_swapped_from_yaml(tmp_path):
     assert "kldiv.MonteCarloKLLoss" in (tmp_path / "runs" / "mnist" / "config.yaml").read_text()
 
 
+@slow
 def test_a_beta_tc_vae_steered_by_geco_is_yaml_alone(tmp_path):
     steered = tmp_path / "steered.yaml"
     steered.write_text(
@@ -210,6 +211,7 @@ def test_a_learned_prior_from_yaml(tmp_path):
     assert "to the standard normal, which is not the prior" in (tmp_path / "digits" / "report.html").read_text()
 
 
+@slow
 def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp_path):
     assert fit(tmp_path, "--seed_everything", 5) == 0
     assert fit(tmp_path, config=tmp_path / "digits" / "config.yaml") == 0

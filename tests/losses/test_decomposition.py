@@ -323,6 +323,7 @@ class TestTotalCorrelationKLLoss:
             "dimension_wise=1.0, estimator='stratified', reduction='batchmean')"
         )
 
+    @slow
     def test_compiles_whole(self):
         mean, log_var, sample = normals(6, 3)
         term = TotalCorrelationKLLoss(50, total_correlation=6.0)

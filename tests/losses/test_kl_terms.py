@@ -24,7 +24,7 @@ from kldiv import (
     TotalCorrelationKLLoss,
 )
 from kldiv.functional import kl_normal
-from tests.marks import sweep
+from tests.marks import slow, sweep
 
 
 def mixture(*event):
@@ -337,6 +337,7 @@ class TestBalancedKLLoss:
             BalancedKLLoss()(torch.zeros(2, 2), torch.zeros(2, 2))
         assert "prior_weight=0.8, reduction='batchmean'" in repr(BalancedKLLoss())
 
+    @slow
     def test_compiles_whole(self):
         leaves, _, _ = self.pair()
 
