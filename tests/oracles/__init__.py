@@ -18,7 +18,7 @@ To add a family on a line:
 3. ``expectations.py``: its entropy, and what it expects of the statistics. Leave out what has no closed form.
 4. ``families.py``: how to draw two of it, in ``FAMILIES``; for two different families ``CROSS`` in ``two_families.py``.
 
-``tests/exact/test_closed_forms.py`` goes through ``FAMILIES`` and ``CROSS``, and so tests a new entry by itself.
+The tests in ``tests/exact/`` go through ``FAMILIES`` and ``CROSS``, and so prove a new entry by themselves.
 
 The other files: ``discrete.py`` has tables of probabilities and counts (for a new one: ``LOG_PMF`` and ``mean_count``),
 ``matrices.py`` Dirichlet, normal vectors and Wishart, ``continuous.py`` the divergence of two families on a line,
