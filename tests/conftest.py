@@ -3,10 +3,11 @@
 import random
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
 def _same_seeds():
+    import torch  # not where pytest-xdist only hands out the tests
+
     random.seed(0)
     torch.manual_seed(0)

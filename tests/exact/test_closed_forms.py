@@ -130,7 +130,7 @@ def assert_gradients_right(p, q, rtol):
 # Values and gradients over random parameters
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, [torch.float64]))
 @pytest.mark.parametrize("name", sweep(FAMILIES, set(FAMILIES) - {"Kumaraswamy to Beta"}))
 def test_against_fifty_digits_however_close_the_two_are(name, dtype):
     rng = random.Random(0)
@@ -142,7 +142,7 @@ def test_against_fifty_digits_however_close_the_two_are(name, dtype):
             assert_right(*FAMILIES[name].draw(rng, distance, dtype), FAMILIES[name].kind, dtype, allowed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, [torch.float32]))
 @pytest.mark.parametrize("types", CROSS, ids=" to ".join)
 def test_pairs_of_two_families_against_fifty_digits(types, dtype):
     rng = random.Random(0)

@@ -192,6 +192,7 @@ def test_a_beta_tc_vae_steered_by_geco_is_yaml_alone(tmp_path):
     assert float(row["train/loss"]) != pytest.approx(bound, rel=1e-5)
 
 
+@slow
 def test_a_learned_prior_from_yaml(tmp_path):
     prior = [
         "--model.prior",
