@@ -129,6 +129,7 @@ def terms_of_one_of_two(rank):
     return type(terms).__name__, terms.kl.item(), [kl.item() for kl in terms.kl_per_group]
 
 
+@slow
 def test_the_terms_pass_through_distributed_data_parallel(tmp_path):
     for name, kl, kl_per_group in in_two_processes(terms_of_one_of_two, tmp_path):
         assert name == "ELBOTerms"
