@@ -21,6 +21,7 @@ from kldiv import DiagonalNormal, KLBounds, kl_bounds, kl_divergence
 from kldiv import bounds as module
 from kldiv.quadrature.integral import kl_quadrature
 from kldiv.tables import relative_entropy
+from tests.marks import slow
 
 PAIRS = 2048
 DRAWS = 150
@@ -457,6 +458,7 @@ def test_shared_transforms_are_allowed_and_those_of_each_component_are_not():
         kl_bounds(p, q)
 
 
+@slow
 def test_compiles_as_one_graph():
     leaves = [torch.randn(2, 3, 2) for _ in range(2)] + [torch.randn(2, 3)]
 

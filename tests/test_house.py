@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,11 @@ def test_every_public_name_is_documented():
     root = PACKAGE.parent
     text = "".join(page.read_text() for page in [root / "README.md", *(root / "docs").glob("*.md")])
     assert [name for name in kldiv.__all__ if f"`{name}" not in text and f"kldiv.{name}" not in text] == []
+
+
+def test_importing_kldiv_changes_nothing_of_torch():
+    # in a process of its own: torch.compile switches the default off
+    program = "import torch, kldiv; print(torch.distributions.Distribution._validate_args is __debug__)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True\n"
+    )

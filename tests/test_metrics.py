@@ -10,6 +10,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.utils._pytree import tree_map
 
 import kldiv
+from tests.marks import slow
 from tests.two_processes import in_two_processes
 
 torchmetrics = pytest.importorskip("torchmetrics", exc_type=ImportError)
@@ -328,6 +329,7 @@ def one_of_two(rank):
     return [values.tolist() for values in found]
 
 
+@slow
 def test_two_processes_are_one_with_all_examples(tmp_path):
     found = in_two_processes(one_of_two, tmp_path)
     for k, parts in enumerate((PARTS[0] + PARTS[1], PARTS[0])):
@@ -336,6 +338,7 @@ def test_two_processes_are_one_with_all_examples(tmp_path):
             np.testing.assert_allclose(found[rank][k], expected, rtol=1e-12, atol=1e-15)
 
 
+@slow
 def test_without_torchmetrics_the_error_says_what_to_install():
     code = "import sys; sys.modules['torchmetrics'] = None; import kldiv; import kldiv.metrics"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kldiv import GECO, BernoulliNLL, DiagonalNormal, ELBOLoss, LinearWarmup, PIDController, attach
+from tests.marks import slow
 from tests.two_processes import in_two_processes
 
 
@@ -206,6 +207,7 @@ def controlled(rank=None):
     return [elbo.weight().item() for elbo in elbos]
 
 
+@slow
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     expected = controlled()
     for found in in_two_processes(controlled, tmp_path):

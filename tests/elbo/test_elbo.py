@@ -21,6 +21,7 @@ from kldiv import (
     attach,
 )
 from kldiv.functional import kl_normal
+from tests.marks import slow
 from tests.two_processes import in_two_processes
 
 
@@ -128,6 +129,7 @@ def terms_of_one_of_two(rank):
     return type(terms).__name__, terms.kl.item(), [kl.item() for kl in terms.kl_per_group]
 
 
+@slow
 def test_the_terms_pass_through_distributed_data_parallel(tmp_path):
     for name, kl, kl_per_group in in_two_processes(terms_of_one_of_two, tmp_path):
         assert name == "ELBOTerms"
@@ -267,6 +269,7 @@ def test_saving_and_continuing_equals_never_stopping():
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
     reason="torch.compile traces the search for a closed form in torch 2.13, and does not in 2.6",
 )
+@slow
 @pytest.mark.parametrize("kl", [ExactKLLoss, MonteCarloKLLoss])
 def test_compiles_whole_from_a_cold_start(batch, kl):
     pytest.importorskip("torch._inductor")

@@ -1,4 +1,4 @@
-"""The closed forms against fifty digits: see tests/oracles.py."""
+"""The closed forms against fifty digits: see tests/oracles/__init__.py."""
 
 import copy
 import itertools
@@ -18,7 +18,6 @@ from torch.distributions import (
     Dirichlet,
     Distribution,
     Exponential,
-    ExponentialFamily,
     Gamma,
     Geometric,
     Gumbel,
@@ -29,9 +28,7 @@ from torch.distributions import (
     Laplace,
     LogNormal,
     LowRankMultivariateNormal,
-    Multinomial,
     MultivariateNormal,
-    NegativeBinomial,
     Normal,
     OneHotCategorical,
     Pareto,
@@ -42,11 +39,10 @@ from torch.distributions import (
     Wishart,
 )
 from torch.distributions import transforms as T  # noqa: N812
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kldiv import HypersphericalUniform, PowerSpherical, kl_divergence
-from kldiv.exact.registry import CLOSED_FORMS, find_closed_form
-from kldiv.exact.two_families import infinite
+from kldiv.exact.registry import CLOSED_FORMS
+from tests.marks import sweep
 from tests.oracles import CROSS, FAMILIES, stored, tolerance, true_gradients, true_kl
 
 DTYPES = (torch.float32, torch.float64)
@@ -56,8 +52,6 @@ MIXED = [
     "Independent to DiagonalNormal",
     "DiagonalNormal to Independent",
 ]
-COUNTED_BY_VALUE = ("Binomial, more trials", ("Binomial", "Poisson"))
-CHECKED_BY_TORCH = ("ContinuousBernoulli", "Wishart")  # whose constructors look at values, whatever validate_args says
 
 
 def leaf_of(distribution, tensors):
@@ -136,8 +130,8 @@ def assert_gradients_right(p, q, rtol):
 # Values and gradients over random parameters
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, [torch.float64]))
+@pytest.mark.parametrize("name", sweep(FAMILIES, set(FAMILIES) - {"Kumaraswamy to Beta"}))
 def test_against_fifty_digits_however_close_the_two_are(name, dtype):
     rng = random.Random(0)
     draws = 2 if name == "Kumaraswamy to Beta" or FAMILIES[name].kind == "matrix" else 12
@@ -148,7 +142,7 @@ def test_against_fifty_digits_however_close_the_two_are(name, dtype):
             assert_right(*FAMILIES[name].draw(rng, distance, dtype), FAMILIES[name].kind, dtype, allowed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", sweep(DTYPES, [torch.float32]))
 @pytest.mark.parametrize("types", CROSS, ids=" to ".join)
 def test_pairs_of_two_families_against_fifty_digits(types, dtype):
     rng = random.Random(0)
@@ -156,7 +150,7 @@ def test_pairs_of_two_families_against_fifty_digits(types, dtype):
         assert_right(*CROSS[types].draw(rng, dtype), CROSS[types].kind, dtype)
 
 
-@pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize("distance", sweep([1.0, 1e-3, 1e-5], [1e-3]))
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "Kumaraswamy" not in name and "Independent" not in name])
 def test_gradients_against_fifty_digits(name, distance):
     rng = random.Random(0)
@@ -164,7 +158,7 @@ def test_gradients_against_fifty_digits(name, distance):
         assert_gradients_right(*FAMILIES[name].draw(rng, distance, torch.float32), rtol=1e-4)
 
 
-@pytest.mark.parametrize("types", CROSS, ids=" to ".join)
+@pytest.mark.parametrize("types", sweep(CROSS, set(CROSS) - {("Uniform", "Beta")}), ids=" to ".join)
 def test_gradients_of_two_families_against_fifty_digits(types):
     rng = random.Random(0)
     for _ in range(2):
@@ -350,87 +344,7 @@ def test_never_nan_and_never_negative_at_the_ends_of_the_range(types, dtype):
     assert (value >= 0).all()
 
 
-# Shapes, dtypes, options
-
-
-def batched(draws, *shape):
-    """One distribution of that batch shape of as many unbatched ones."""
-    values = {name: [getattr(d, name) for d in draws] for name in stored(draws[0])[1]}
-    parameters = {}
-    for name, several in values.items():
-        if isinstance(several[0], int):  # a Multinomial's total_count
-            parameters[name] = several[0]
-        else:
-            parameters[name] = torch.stack(several).reshape(*shape, *several[0].shape)
-    return type(draws[0])(**parameters)
-
-
-def alike(distribution):
-    """What distributions must have in common to be stacked."""
-    parameters = stored(distribution)[1]
-    return str([(name, getattr(getattr(distribution, name), "shape", ())) for name in parameters])
-
-
-# pairs of which any two have one shape, and equal counts where those must be equal
-BATCHED = [
-    name
-    for name in FAMILIES
-    if not any(
-        part in name for part in ("Normal to", "Independent", "Wishart", "more trials", "Multinomial", "Negative")
-    )
-]
-
-
-@pytest.mark.parametrize("name", [*BATCHED, *CROSS], ids=str)
-def test_broadcasts_as_its_elements_would(name):
-    rng = random.Random(5)
-    pair, distance = (FAMILIES[name], (0.5,)) if isinstance(name, str) else (CROSS[name], ())
-    groups = {}
-    while not any(len(group) == 5 for group in groups.values()):
-        p, q = pair.draw(rng, *distance, torch.float32)
-        groups.setdefault(alike(p) + alike(q), []).append((p, q))
-    chosen = next(group for group in groups.values() if len(group) == 5)
-    left, right = [p for p, _ in chosen[:2]], [q for _, q in chosen[2:]]
-    value = kl_divergence(batched(left, 2, 1), batched(right, 3))
-    assert value.shape == (2, 3)
-    for i, j in itertools.product(range(2), range(3)):
-        torch.testing.assert_close(value[i, j], kl_divergence(left[i], right[j]), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("types", [t for t, form in CLOSED_FORMS.items() if form is infinite], ids=str)
-def test_infinite_pairs_have_the_broadcast_shape(types):
-    def make(kind, *shape):
-        if kind is Uniform:
-            return Uniform(torch.zeros(shape), torch.ones(shape))
-        return kind(
-            *(torch.ones(shape) for _ in kind.arg_constraints if kind is not ContinuousBernoulli or _ == "probs")
-        )
-
-    p, q = (make(kind, *shape) for kind, shape in zip(types, ((2, 1), (3,)), strict=True))
-    value = kl_divergence(p, q)
-    assert value.shape == (2, 3)
-    assert value.dtype == torch.float32
-    assert (value == torch.inf).all()
-
-
-def test_full_covariances_broadcast():
-    rng = random.Random(0)
-    factor = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    covariance = factor @ factor.mT + torch.eye(4)
-    p = MultivariateNormal(torch.randn(2, 4), torch.eye(4) * rng.uniform(0.5, 2))
-    for q in (
-        MultivariateNormal(torch.zeros(4), covariance),
-        MultivariateNormal(torch.zeros(4), precision_matrix=covariance),
-        LowRankMultivariateNormal(torch.zeros(4), torch.randn(3, 1, 4, 2), torch.ones(4)),
-    ):
-        value = kl_divergence(p, q)
-        assert value.shape == (3, 2)
-        for i, j in itertools.product(range(3), range(2)):
-            one = {"loc": q.loc[0, 0], "covariance_matrix": q.covariance_matrix[i, 0]}
-            if "precision_matrix" in q.__dict__:
-                one = {"loc": q.loc[0, 0], "precision_matrix": q.precision_matrix[i, 0]}
-            alone = kl_divergence(MultivariateNormal(p.loc[j], p.covariance_matrix[j]), MultivariateNormal(**one))
-            torch.testing.assert_close(value[i, j], alone, rtol=1e-5, atol=0)
+# Covariances
 
 
 def test_a_covariance_is_used_as_it_was_given_and_after_it_was_looked_at():
@@ -454,177 +368,7 @@ def test_covariances_closer_than_a_cholesky_factor_of_their_ratio_can_tell(name)
     assert abs(kl_divergence(p, q).item() - truth) <= 1e-11 * truth
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        (Normal, (0.3, 1.2)),
-        (Gamma, (2.0, 1.5)),
-        (Beta, (2.0, 0.7)),
-        (Laplace, (0.3, 1.2)),
-        (Gumbel, (0.3, 1.2)),
-        (Bernoulli, (0.3,)),
-        (Poisson, (0.3,)),
-        (HalfNormal, (0.3,)),
-        (Weibull, (0.3, 1.2)),
-    ],
-)
-def test_half_precision_is_that_of_its_float32_numbers(kind, values, dtype):
-    p, q = ([torch.tensor(v * factor).to(dtype) for v in values] for factor in (1.0, 1.1))
-    value = kl_divergence(kind(*p), kind(*q))
-    assert value.dtype == torch.float32
-    wide = kl_divergence(kind(*(v.float() for v in p)), kind(*(v.float() for v in q)))
-    torch.testing.assert_close(value, wide, rtol=1e-6, atol=0)
-
-
-def test_empty_batches():
-    assert kl_divergence(Gamma(torch.ones(0), torch.ones(0)), Gamma(torch.ones(0), 1.0)).shape == (0,)
-    empty = MultivariateNormal(torch.zeros(0, 2), torch.eye(2), validate_args=False)
-    assert kl_divergence(empty, MultivariateNormal(torch.zeros(2), torch.eye(2))).shape == (0,)
-    assert kl_divergence(Binomial(torch.ones(0), torch.ones(0)), Binomial(torch.ones(0), torch.ones(0))).shape == (0,)
-
-
-class NoSynchronisation(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.name() not in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero")
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("name", [*FAMILIES, *CROSS], ids=str)
-def test_nothing_waits_for_the_device(name):
-    if name in COUNTED_BY_VALUE:
-        pytest.skip("the sum over a binomial's counts is as long as the largest count")
-    rng = random.Random(2)
-    p, q = (
-        FAMILIES[name].draw(rng, 0.5, torch.float32) if isinstance(name, str) else CROSS[name].draw(rng, torch.float32)
-    )
-    p._validate_args = q._validate_args = False
-    with NoSynchronisation():
-        kl_divergence(p, q)
-
-
-def as_function(p, q):
-    """The divergence as a function of the parameters' tensors, and those."""
-
-    def parts(d):
-        values = {name: getattr(d, name) for name in stored(d)[1]}
-        counts = {name: value for name, value in values.items() if name == "total_count"}
-        return {name: value.detach() for name, value in values.items() if name not in counts}, counts
-
-    (of_p, counts_p), (of_q, counts_q) = parts(p), parts(q)
-
-    def divergence(*tensors):
-        left = dict(zip(of_p, tensors[: len(of_p)], strict=True))
-        right = dict(zip(of_q, tensors[len(of_p) :], strict=True))
-        left, right = (
-            type(p)(**left, **counts_p, validate_args=False),
-            type(q)(**right, **counts_q, validate_args=False),
-        )
-        return kl_divergence(left, right)
-
-    return divergence, [*of_p.values(), *of_q.values()]
-
-
-TRANSFORMED = [
-    name
-    for name in [*FAMILIES, *CROSS]
-    if not any(part in str(name) for part in ("Independent", "DiagonalNormal", *CHECKED_BY_TORCH))
-    and name not in COUNTED_BY_VALUE
-    and name not in MIXED
-]
-
-
-@pytest.mark.parametrize("name", TRANSFORMED, ids=str)
-def test_function_transforms(name):
-    rng = random.Random(3)
-    p, q = (
-        FAMILIES[name].draw(rng, 0.5, torch.float64) if isinstance(name, str) else CROSS[name].draw(rng, torch.float64)
-    )
-    divergence, tensors = as_function(p, q)
-    several = torch.func.vmap(divergence)(*(torch.stack([t, t]) for t in tensors))
-    torch.testing.assert_close(several[1], divergence(*tensors), rtol=1e-10, atol=0)
-    ones = tuple(torch.ones_like(t) for t in tensors)
-    _, forward = torch.func.jvp(divergence, tuple(tensors), ones)
-    backward = torch.func.jacrev(divergence, argnums=tuple(range(len(tensors))))(*tensors)
-    largest = sum(part.abs().sum() for part in backward)
-    torch.testing.assert_close(
-        forward, sum(part.sum() for part in backward), rtol=0, atol=1e-9 * largest.item() + 1e-300
-    )
-    assert torch.func.hessian(divergence)(*tensors).isfinite().all()
-
-
-COMPILED = [name for number, name in enumerate(TRANSFORMED) if number % 4 == 0]
-
-
-@pytest.mark.parametrize("name", COMPILED, ids=str)
-def test_compiles_as_one_graph_from_a_cold_start(name):
-    rng = random.Random(3)
-    p, q = (
-        FAMILIES[name].draw(rng, 0.5, torch.float32) if isinstance(name, str) else CROSS[name].draw(rng, torch.float32)
-    )
-    divergence, tensors = as_function(p, q)
-    leaves = [t.clone().requires_grad_() for t in tensors]
-    torch._dynamo.reset()
-    value = torch.compile(divergence, fullgraph=True, backend="aot_eager")(*leaves)
-    eager = divergence(*leaves)
-    torch.testing.assert_close(value, eager, rtol=1e-6, atol=0)
-    for ours, theirs in zip(*(torch.autograd.grad(v, leaves, allow_unused=True) for v in (value, eager)), strict=True):
-        if theirs is not None:
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * theirs.abs().max().item())
-
-
-def test_compiles_distributions_that_are_given_to_it():
-    pytest.importorskip("torch._inductor")
-    torch._dynamo.reset()
-    compiled = torch.compile(kl_divergence, fullgraph=True)
-    p, q = (Laplace(torch.rand(5) + 0.5, torch.rand(5) + 0.5) for _ in range(2))
-    torch.testing.assert_close(compiled(p, q), kl_divergence(p, q), rtol=1e-6, atol=0)
-
-
-# The registry
-
-
-def test_every_pair_of_torch_is_ours():
-    theirs = set(torch.distributions.kl._KL_REGISTRY) - {(ExponentialFamily, ExponentialFamily)}
-    assert not [pair for pair in theirs if pair not in CLOSED_FORMS]
-
-
-def test_an_exponential_family_of_the_users_own_is_computed_in_float64():
-    class Rate(ExponentialFamily):
-        arg_constraints = {}
-
-        def __init__(self, rate):
-            self.rate = rate
-            super().__init__(rate.shape, validate_args=False)
-
-        @property
-        def _natural_params(self):
-            return (-self.rate,)
-
-        def _log_normalizer(self, x):
-            return -torch.log(-x)
-
-    p, q = Rate(torch.tensor(1.0)), Rate(torch.tensor(1.001))
-    assert find_closed_form(Rate, Rate).__module__ == "torch.distributions.kl"
-    expected = kl_divergence(Exponential(p.rate), Exponential(q.rate))
-    torch.testing.assert_close(kl_divergence(p, q), expected, rtol=1e-5, atol=0)
-    assert kl_divergence(p, q).dtype == torch.float32
-
-
-def test_pairs_that_exist_for_some_values_only_are_checked_unless_validation_is_off():
-    probs = torch.tensor([0.3, 0.4])
-    p, q = NegativeBinomial(torch.tensor([2.0, 3.0]), probs), NegativeBinomial(2.0, probs)
-    with pytest.raises(NotImplementedError, match="unequal total_count"):
-        kl_divergence(p, q)
-    p, q = (NegativeBinomial(2.0, value, validate_args=False) for value in (probs, probs.flip(0)))
-    with NoSynchronisation():
-        kl_divergence(p, q)
-    wide, narrow = (
-        TransformedDistribution(Gamma(2.0, 1.0), [T.AffineTransform(0.0, torch.tensor(s))]) for s in (1.0, 2.0)
-    )
-    with pytest.raises(NotImplementedError, match="unequal transforms"):
-        kl_divergence(wide, narrow)
-    assert kl_divergence(Multinomial(3, probs / probs.sum()), Multinomial(4, probs / probs.sum())).item() == math.inf
+# Transforms, supports and what raises
 
 
 def test_the_same_injective_transform():

@@ -3,8 +3,6 @@ import pytest
 import torch
 from torch.distributions import (
     Categorical,
-    Distribution,
-    Exponential,
     Gamma,
     Gumbel,
     Independent,
@@ -19,17 +17,8 @@ from torch.distributions import (
 )
 
 import kldiv
-from kldiv import DiagonalNormal, kl_divergence, register_kl
-from kldiv.exact.registry import CLOSED_FORMS
+from kldiv import DiagonalNormal, kl_divergence
 from tests.test_functional import true_kl_normal
-
-
-@pytest.fixture
-def registry():
-    before = dict(CLOSED_FORMS)
-    yield
-    CLOSED_FORMS.clear()
-    CLOSED_FORMS.update(before)
 
 
 def normals():
@@ -127,49 +116,6 @@ def test_torch_closed_forms_are_candidates_and_take_the_broadcast_shape():
     torch.testing.assert_close(kl_divergence(p, q), torch.tensor(1.0))
 
 
-class Base(Distribution):
-    def __init__(self):
-        super().__init__(validate_args=False)
-
-
-class Derived(Base):
-    pass
-
-
-@pytest.mark.usefixtures("registry")
-def test_the_most_specific_pair_wins():
-    register_kl(Base, Base)(lambda p, q: torch.tensor(1.0))
-    assert kl_divergence(Derived(), Derived()).item() == 1.0
-    register_kl(Base, Derived)(lambda p, q: torch.tensor(2.0))
-    assert kl_divergence(Derived(), Derived()).item() == 2.0
-    register_kl(Derived, Base)(lambda p, q: torch.tensor(3.0))  # the first argument decides first
-    assert kl_divergence(Derived(), Derived()).item() == 3.0
-    register_kl(Derived, Derived)(lambda p, q: torch.tensor(4.0))
-    assert kl_divergence(Derived(), Derived()).item() == 4.0
-    assert kl_divergence(Base(), Base()).item() == 1.0
-
-
-class Loaded(Exponential):
-    pass
-
-
-@pytest.mark.usefixtures("registry")
-def test_across_both_registries_the_specific_wins_and_ties_are_ours(monkeypatch):
-    p, q = Loaded(torch.tensor(1.0)), Exponential(torch.tensor(2.0))
-    torch_registry = torch.distributions.kl._KL_REGISTRY
-    monkeypatch.setitem(torch_registry, (Loaded, Exponential), lambda p, q: torch.tensor(7.0))
-    register_kl(Exponential, Exponential)(lambda p, q: torch.tensor(5.0))
-    assert kl_divergence(p, q).item() == 7.0
-    assert kl_divergence(q, q).item() == 5.0  # torch has this pair too
-    register_kl(Loaded, Exponential)(lambda p, q: torch.tensor(6.0))
-    assert kl_divergence(p, q).item() == 6.0
-
-
-def test_registering_what_is_no_distribution_raises():
-    with pytest.raises(TypeError, match="subclasses"):
-        register_kl(Normal, torch.Tensor)
-
-
 def test_no_closed_form_names_both_types_and_a_call_that_works():
     p, q = StudentT(torch.full((2,), 3.0)), Laplace(torch.zeros(2), 1.0)
     with pytest.raises(
@@ -192,13 +138,6 @@ def test_bad_arguments():
         kl_divergence(normal, Normal(torch.zeros(3), 1.0))
     with pytest.raises(ValueError, match=r"event shape \(\) and q \(4,\)"):
         kl_divergence(normal, Independent(normal, 1))
-
-
-def test_nothing_of_torch_is_overridden():
-    functions = {pair: form.__module__ for pair, form in torch.distributions.kl._KL_REGISTRY.items()}
-    ours = [pair for pair, module in functions.items() if module.startswith("kldiv")]
-    assert ours
-    assert all(any(kind.__module__.startswith("kldiv") for kind in pair) for pair in ours)
 
 
 @pytest.mark.parametrize("distance", [1.0, 1e-3, 1e-6, 1e-8])

@@ -15,6 +15,7 @@ import torch._inductor.config
 
 from examples.vae.train import main
 from tests.examples.test_mnist import write_mnist
+from tests.marks import slow
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -122,20 +123,30 @@ def undisturbed(tmp_path_factory):
     return runs / "digits"
 
 
+@slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_was_stopped_in_the_middle_continues_to_the_same_numbers(undisturbed, tmp_path, how):
     options = ["--runs", str(tmp_path), "--trainer.max_epochs", "12"]
-    process = subprocess.Popen([*COMMAND, *options], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *options],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # a shell starts what it runs in the background with SIGINT ignored, and every child inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     run = tmp_path / "digits"
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.2)
+    assert process.poll() is None, "the run ended before it was stopped"
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not (run / "summary.json").exists(), "the run ended before it was stopped"
+    assert not (run / "summary.json").exists()
     assert 0 < len(metrics(run)) < len(metrics(undisturbed))
     if how != signal.SIGKILL:
         assert str(last) in output
@@ -160,6 +171,7 @@ def test_mnist_files_and_terms_swapped_from_yaml(tmp_path):
     assert "kldiv.MonteCarloKLLoss" in (tmp_path / "runs" / "mnist" / "config.yaml").read_text()
 
 
+@slow
 def test_a_beta_tc_vae_steered_by_geco_is_yaml_alone(tmp_path):
     steered = tmp_path / "steered.yaml"
     steered.write_text(
@@ -180,6 +192,7 @@ def test_a_beta_tc_vae_steered_by_geco_is_yaml_alone(tmp_path):
     assert float(row["train/loss"]) != pytest.approx(bound, rel=1e-5)
 
 
+@slow
 def test_a_learned_prior_from_yaml(tmp_path):
     prior = [
         "--model.prior",
@@ -199,6 +212,7 @@ def test_a_learned_prior_from_yaml(tmp_path):
     assert "to the standard normal, which is not the prior" in (tmp_path / "digits" / "report.html").read_text()
 
 
+@slow
 def test_a_new_run_takes_a_new_folder_and_its_resolved_config_gives_it_again(tmp_path):
     assert fit(tmp_path, "--seed_everything", 5) == 0
     assert fit(tmp_path, config=tmp_path / "digits" / "config.yaml") == 0
@@ -266,6 +280,7 @@ def test_a_runs_folder_that_cannot_be_made(tmp_path, capfd):
     assert "cannot be made" in capfd.readouterr().err
 
 
+@slow
 def test_compiled_training_learns_and_is_continued(tmp_path):
     compiled = ("--model.compile", "true", "--trainer.max_epochs", "3")
     assert fit(tmp_path / "whole", *compiled) == 0
@@ -347,6 +362,7 @@ def test_the_checkpoint_of_another_model_or_of_something_else(trained, tmp_path,
     assert metrics(trained) == before
 
 
+@slow
 def test_two_processes_end_like_one(undisturbed, tmp_path):
     options = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     run_command("--runs", tmp_path, "--trainer.max_epochs", 12, *options)

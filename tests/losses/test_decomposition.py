@@ -23,6 +23,7 @@ from kldiv import (
     TotalCorrelationKLLoss,
     decompose_kl,
 )
+from tests.marks import slow
 from tests.two_processes import in_two_processes
 
 ESTIMATORS = ("stratified", "weighted")
@@ -140,6 +141,7 @@ def data():
     return mean, torch.full_like(mean, 2 * math.log(scale)), sample, truth
 
 
+@slow
 class TestAgainstTheWholeDataSet:
     """N = 5000 examples in 5 dimensions, batches of 64; the truth is the sum over all of the data set."""
 
@@ -321,6 +323,7 @@ class TestTotalCorrelationKLLoss:
             "dimension_wise=1.0, estimator='stratified', reduction='batchmean')"
         )
 
+    @slow
     def test_compiles_whole(self):
         mean, log_var, sample = normals(6, 3)
         term = TotalCorrelationKLLoss(50, total_correlation=6.0)
@@ -352,6 +355,7 @@ def decomposed(rank=None):
     return results
 
 
+@slow
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     found = in_two_processes(decomposed, tmp_path)
     for k, (loss, gradients) in enumerate(decomposed()):

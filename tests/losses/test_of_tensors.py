@@ -8,12 +8,6 @@ from kldiv import CategoricalKLLoss, GaussianKLLoss, kl_divergence
 from kldiv.functional import kl_categorical, kl_normal
 
 
-@pytest.fixture
-def parameters():
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(4, 3, 2, dtype=torch.float64, generator=generator) for _ in range(2))
-
-
 class TestGaussianKLLoss:
     def test_shapes_and_reductions(self, parameters):
         values = kl_normal(*parameters)

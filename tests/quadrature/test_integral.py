@@ -6,19 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
-from torch import nn
 from torch.distributions import (
     AffineTransform,
-    Bernoulli,
     Beta,
     Categorical,
     Cauchy,
-    Chi2,
-    ContinuousBernoulli,
-    Distribution,
     Exponential,
     ExpTransform,
-    FisherSnedecor,
     Gamma,
     Gumbel,
     HalfCauchy,
@@ -29,10 +23,8 @@ from torch.distributions import (
     Laplace,
     LogNormal,
     MixtureSameFamily,
-    MultivariateNormal,
     Normal,
     Pareto,
-    Poisson,
     PowerTransform,
     RelaxedBernoulli,
     SigmoidTransform,
@@ -41,96 +33,13 @@ from torch.distributions import (
     Uniform,
     VonMises,
     Weibull,
-    constraints,
 )
 
 from kldiv import DiagonalNormal, kl_quadrature
-from kldiv.quadrature.integral import QuadratureError
+from tests.marks import slow
+from tests.quadrature.truths import doubles, integral, leaves, log_normal_density, relative_error, true_kl
 
-
-def doubles(*values):
-    return [torch.as_tensor(value, dtype=torch.float64) for value in values]
-
-
-def leaves(*values):
-    return [value.clone().requires_grad_() for value in doubles(*values)]
-
-
-def relative_error(value, truth):
-    return abs(value.item() - truth) / abs(truth)
-
-
-# -- closed forms, of the parameters as mpmath numbers -----------------------------------------------------------------
-
-
-def true_kl_normal(m, s, mean, scale):
-    ratio = (s / scale) ** 2
-    return (ratio - 1 - mpmath.log(ratio) + ((m - mean) / scale) ** 2) / 2
-
-
-def true_kl_laplace(m, b, loc, scale):
-    distance = abs(m - loc)
-    return mpmath.log(scale / b) + distance / scale + b / scale * mpmath.exp(-distance / b) - 1
-
-
-def true_kl_cauchy(m, s, loc, scale):
-    return mpmath.log(((s + scale) ** 2 + (m - loc) ** 2) / (4 * s * scale))
-
-
-def true_kl_gumbel(m, b, loc, scale):
-    power = mpmath.exp((loc - m) / scale) * mpmath.gamma(b / scale + 1)
-    return mpmath.log(scale / b) + mpmath.euler * (b / scale - 1) + power - 1 + (m - loc) / scale
-
-
-def true_kl_gamma(a, r, shape, rate):
-    logs = mpmath.loggamma(shape) - mpmath.loggamma(a) + shape * mpmath.log(r / rate)
-    return (a - shape) * mpmath.digamma(a) + logs + a * (rate - r) / r
-
-
-def true_kl_beta(a, b, shape1, shape0):
-    log_beta = sum(map(mpmath.loggamma, (shape1, shape0, a + b))) - sum(map(mpmath.loggamma, (a, b, shape1 + shape0)))
-    digammas = (a - shape1) * mpmath.digamma(a) + (b - shape0) * mpmath.digamma(b)
-    return log_beta + digammas + (shape1 - a + shape0 - b) * mpmath.digamma(a + b)
-
-
-def true_kl_weibull(s, k, scale, shape):
-    logs = mpmath.log(k / s**k) - mpmath.log(shape / scale**shape) + (k - shape) * (mpmath.log(s) - mpmath.euler / k)
-    return logs + (s / scale) ** shape * mpmath.gamma(shape / k + 1) - 1
-
-
-def true_kl_von_mises(m, k, loc, kappa):
-    resultant = mpmath.besseli(1, k) / mpmath.besseli(0, k)
-    logs = mpmath.log(mpmath.besseli(0, kappa) / mpmath.besseli(0, k))
-    return logs + resultant * (k - kappa * mpmath.cos(m - loc))
-
-
-def true_kl_exponential(r, rate):
-    return mpmath.log(r / rate) + rate / r - 1
-
-
-def true_kl_half_normal(s, scale):
-    return true_kl_normal(0, s, 0, scale)
-
-
-TRUE_KL = {
-    Beta: true_kl_beta,
-    Cauchy: true_kl_cauchy,
-    Exponential: true_kl_exponential,
-    Gamma: true_kl_gamma,
-    Gumbel: true_kl_gumbel,
-    HalfNormal: true_kl_half_normal,
-    InverseGamma: true_kl_gamma,
-    Laplace: true_kl_laplace,
-    LogNormal: true_kl_normal,
-    Normal: true_kl_normal,
-    VonMises: true_kl_von_mises,
-    Weibull: true_kl_weibull,
-}
-
-
-def true_kl(family, *parameters):
-    with mpmath.workdps(60):
-        return TRUE_KL[family](*(mpf(float(value)) for value in parameters))
+# Closed forms
 
 
 AT_DISTANCES = [
@@ -209,151 +118,7 @@ def test_random_parameters_between_a_hundredth_and_a_hundred(parameters, family)
     assert abs(value.item() - truth) <= 1e-7 * truth + 1e-16
 
 
-# -- what has no closed form: mpmath's own quadrature ------------------------------------------------------------------
-
-
-def integral(log_p, log_q, points):
-    """D_KL(p||q) of two densities given by mpmath functions, at 30 digits, on intervals between the points."""
-    with mpmath.workdps(30):
-
-        def integrand(x):
-            log = log_p(x)
-            return mpmath.exp(log) * (log - log_q(x))
-
-        return mpmath.quad(integrand, [mpf(x) if math.isfinite(x) else mpmath.inf * x for x in points], maxdegree=10)
-
-
-def log_student_t(df, loc, scale):
-    constant = mpmath.loggamma((df + 1) / 2) - mpmath.loggamma(df / 2) - mpmath.log(df * mpmath.pi) / 2
-    return lambda x: constant - mpmath.log(scale) - (df + 1) / 2 * mpmath.log1p(((x - loc) / scale) ** 2 / df)
-
-
-def log_normal_density(mean, scale):
-    return lambda x: -(((x - mean) / scale) ** 2) / 2 - mpmath.log(scale * mpmath.sqrt(2 * mpmath.pi))
-
-
-def log_mixture(weights, logs):
-    return lambda x: mpmath.log(sum(w * mpmath.exp(log(x)) for w, log in zip(weights, logs, strict=True)))
-
-
-def true_kl_of_kumaraswamy(a, b, log_q):
-    """In v, uniform under p, with x^a = 1 - v^(1/b): what is singular at the ends is but a logarithm there."""
-
-    def integrand(v):
-        log_x = mpmath.log(-mpmath.expm1(mpmath.log(v) / b)) / a if v > 0.5 else mpmath.log1p(-(v ** (1 / b))) / a
-        log_complement = mpmath.log(-mpmath.expm1(log_x))
-        log_p = mpmath.log(a * b) + (a - 1) * log_x + (1 - 1 / b) * mpmath.log(v)
-        return log_p - log_q(log_x, log_complement)
-
-    with mpmath.workdps(50):
-        return mpmath.quad(integrand, [0, 0.5, 1])
-
-
-def log_fisher(d1, d2):
-    log_beta = mpmath.loggamma(d1 / 2) + mpmath.loggamma(d2 / 2) - mpmath.loggamma((d1 + d2) / 2)
-    constant = d1 / 2 * mpmath.log(d1 / d2) - log_beta
-    return lambda x: constant + (d1 / 2 - 1) * mpmath.log(x) - (d1 + d2) / 2 * mpmath.log1p(d1 * x / d2)
-
-
-def log_gamma_density(a, r):
-    return lambda x: a * mpmath.log(r) - mpmath.loggamma(a) + (a - 1) * mpmath.log(x) - r * x
-
-
-def log_weibull(scale, k):
-    return lambda x: mpmath.log(k / scale) + (k - 1) * mpmath.log(x / scale) - (x / scale) ** k
-
-
-def test_students_t_with_one_degree_of_freedom_is_cauchy():
-    parameters = doubles(0.5, 2.0, -3.0, 0.1)
-    p, q = StudentT(doubles(1.0)[0], *parameters[:2]), StudentT(doubles(1.0)[0], *parameters[2:])
-    assert relative_error(kl_quadrature(p, q), true_kl(Cauchy, *parameters)) < 1e-10
-
-
-def test_students_t_and_normal():
-    p, q = StudentT(*doubles(2.5, 1.0, 2.0)), Normal(*doubles(0.0, 3.0))
-    # E_p[(x - 0)^2] = 1 + 4 * 2.5 / 0.5
-    truth = -p.entropy() + math.log(3 * math.sqrt(2 * math.pi)) + (1 + 4 * 2.5 / 0.5) / 18
-    torch.testing.assert_close(kl_quadrature(p, q), truth, rtol=1e-9, atol=0)
-    truth = integral(log_normal_density(0, 3), log_student_t(mpf(2.5), 1, 2), [-math.inf, 0, 1, math.inf])
-    assert relative_error(kl_quadrature(q, p), truth) < 1e-10
-
-
-@pytest.mark.parametrize("narrow", [1.0, 1e-2, 1e-5])
-def test_mixtures_of_normals(narrow):
-    means, scales, weights = [-5.0, 1.0, 40.0], [1.0, narrow, 3.0], [0.5, 0.2, 0.3]
-    p = MixtureSameFamily(Categorical(*doubles(weights)), Normal(*doubles(means, scales)))
-    q = MixtureSameFamily(Categorical(*doubles([0.25, 0.75])), Normal(*doubles([0.0, 30.0], [4.0, 20.0])))
-    log_p = log_mixture(weights, [log_normal_density(mpf(m), mpf(s)) for m, s in zip(means, scales, strict=True)])
-    log_q = log_mixture([0.25, 0.75], [log_normal_density(0, 4), log_normal_density(30, 20)])
-    points = [-40, -5, *(1 + k * narrow for k in (-30, -10, -3, 0, 3, 10, 30)), 40, 80]
-    assert relative_error(kl_quadrature(p, q), integral(log_p, log_q, sorted(points))) < 1e-9
-    points = [-math.inf, *sorted(points), math.inf]
-    assert relative_error(kl_quadrature(q, p), integral(log_q, log_p, points)) < 1e-9
-
-
-def test_a_component_too_small_and_narrow_to_be_met_by_chance():
-    weights, means, scales = [0.999, 0.001], [0.0, 3.21], [1.0, 1e-9]
-    p = MixtureSameFamily(Categorical(*doubles(weights)), Normal(*doubles(means, scales)))
-    log_p = log_mixture(weights, [log_normal_density(mpf(m), mpf(s)) for m, s in zip(means, scales, strict=True)])
-    points = [-40, -3, 0, *(3.21 + k * 1e-9 for k in (-1000, -30, -10, -3, 0, 3, 10, 30, 1000)), 40]
-    truth = integral(log_p, log_normal_density(0, 1), points)
-    assert relative_error(kl_quadrature(p, Normal(*doubles(0.0, 1.0))), truth) < 1e-7
-
-
-@pytest.mark.parametrize(
-    ("p", "q"), [((0.3, 0.2), (0.5, 0.1)), ((2.0, 3.0), (1.5, 0.2)), ((0.1, 5.0), (0.10001, 5.0001)), ((5, 40), (2, 3))]
-)
-def test_kumaraswamy(p, q):
-    a, b, shape1, shape0 = map(mpf, (*p, *q))
-    log_beta = mpmath.loggamma(shape1) + mpmath.loggamma(shape0) - mpmath.loggamma(shape1 + shape0)
-
-    def log_kumaraswamy(log_x, log_complement):
-        power = mpmath.log(-mpmath.expm1(shape1 * log_x))
-        return mpmath.log(shape1 * shape0) + (shape1 - 1) * log_x + (shape0 - 1) * power
-
-    def log_beta_density(log_x, log_complement):
-        return (shape1 - 1) * log_x + (shape0 - 1) * log_complement - log_beta
-
-    truth = true_kl_of_kumaraswamy(a, b, log_kumaraswamy)
-    assert relative_error(kl_quadrature(Kumaraswamy(*doubles(*p)), Kumaraswamy(*doubles(*q))), truth) < 1e-8
-    truth = true_kl_of_kumaraswamy(a, b, log_beta_density)
-    assert relative_error(kl_quadrature(Kumaraswamy(*doubles(*p)), Beta(*doubles(*q))), truth) < 1e-8
-
-
-def test_pairs_of_two_families_on_the_half_line():
-    log_g, log_w = log_gamma_density(mpf(0.25), 2), log_weibull(mpf(0.5), mpf(1.5))
-    gamma, weibull = Gamma(*doubles(0.25, 2.0)), Weibull(*doubles(0.5, 1.5))
-    points = [0, 1e-20, 1e-10, 1e-5, 0.1, 1, 3, 30, 100]
-    assert relative_error(kl_quadrature(gamma, weibull), integral(log_g, log_w, points)) < 1e-10
-    assert relative_error(kl_quadrature(weibull, gamma), integral(log_w, log_g, points)) < 1e-10
-    chi2, same = Chi2(*doubles(0.5)), Gamma(*doubles(0.25, 0.5))
-    torch.testing.assert_close(kl_quadrature(chi2, weibull), kl_quadrature(same, weibull), rtol=1e-12, atol=0)
-    fisher, log_f = FisherSnedecor(*doubles(3.0, 5.0)), log_fisher(mpf(3), mpf(5))
-    truth = integral(log_f, log_gamma_density(mpf(0.25), 2), [*points, 1000, math.inf])
-    assert relative_error(kl_quadrature(fisher, gamma), truth) < 1e-10
-    assert relative_error(kl_quadrature(gamma, fisher), integral(log_g, log_f, points)) < 1e-10
-
-
-def test_continuous_and_relaxed_bernoulli():
-    p, q = ContinuousBernoulli(*doubles(0.2)), ContinuousBernoulli(*doubles(0.9))
-    truth = torch.distributions.kl_divergence(p, q)
-    torch.testing.assert_close(kl_quadrature(p, q), truth, rtol=1e-10, atol=0)
-    # the logit of a relaxed Bernoulli is logistic, of location 0 and scale 1 / temperature here
-    temperature = mpf(0.1)
-
-    def log_logistic(x):
-        return mpmath.log(temperature) - temperature * x - 2 * mpmath.log1p(mpmath.exp(-temperature * x))
-
-    def log_other(x):
-        return mpmath.log(mpf(0.5)) - (x / 2 - 1) - 2 * mpmath.log1p(mpmath.exp(-(x / 2 - 1)))
-
-    truth = integral(log_logistic, log_other, [-800, -50, 0, 50, 800])
-    p = RelaxedBernoulli(doubles(0.1)[0], logits=doubles(0.0)[0])
-    q = RelaxedBernoulli(doubles(0.5)[0], logits=doubles(1.0)[0])
-    assert relative_error(kl_quadrature(p, q), truth) < 1e-9
-
-
-# -- supports ----------------------------------------------------------------------------------------------------------
+# Supports
 
 
 def test_mass_of_q_outside_of_the_support_of_p_counts():
@@ -487,7 +252,7 @@ def test_mixtures_of_moving_supports():
     assert relative_error(kl_quadrature(p, HalfCauchy(*doubles(1.0))), truth) < 1e-9
 
 
-# -- gradients ---------------------------------------------------------------------------------------------------------
+# Gradients
 
 
 @pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-5])
@@ -581,6 +346,7 @@ def test_torch_func():
     torch.testing.assert_close(hessian, torch.eye(3).double() / 4)
 
 
+@slow
 def test_compiled_equals_eager():
     def kl(concentration, rate):
         return kl_quadrature(Gamma(concentration, rate, validate_args=False), LogNormal(0.0, 1.0, validate_args=False))
@@ -594,7 +360,7 @@ def test_compiled_equals_eager():
         torch.testing.assert_close(compiled.grad, eager.grad)
 
 
-# -- shapes and dtypes -------------------------------------------------------------------------------------------------
+# Shapes and dtypes
 
 
 def test_batches_broadcast_and_do_not_mix():
@@ -674,115 +440,6 @@ def test_zero_at_equal_arguments():
     ]
     for p, q in same:
         assert 0 <= kl_quadrature(p, q) < 1e-16
-
-
-# -- densities of one's own, and failure -------------------------------------------------------------------------------
-
-
-class Density(Distribution):
-    """A density of which nothing is known but what is given."""
-
-    arg_constraints = {}
-    support = constraints.real
-
-    def __init__(self, log_prob, sample=None):
-        super().__init__(validate_args=False)
-        self.given = log_prob, sample
-
-    def log_prob(self, value):
-        return self.given[0](value)
-
-    def sample(self, sample_shape=()):
-        if self.given[1] is None:
-            raise NotImplementedError
-        return self.given[1](sample_shape)
-
-
-def spiked(width):
-    """Half of a standard normal and half of one at 3.21: not called a mixture."""
-    return MixtureSameFamily(Categorical(torch.ones(2).double()), Normal(*doubles([0.0, 3.21], [1.0, width])))
-
-
-def test_nothing_but_a_density_is_needed():
-    normal = Normal(*doubles(0.3, 2.0))
-    value = kl_quadrature(Density(normal.log_prob), Normal(*doubles(0.0, 1.0)))
-    assert relative_error(value, true_kl(Normal, 0.3, 2.0, 0.0, 1.0)) < 1e-9
-
-
-def test_draws_show_where_the_mass_is():
-    p, q = spiked(1e-8), Normal(*doubles(0.0, 1.0))
-    expected = kl_quadrature(p, q)
-    torch.testing.assert_close(kl_quadrature(Density(p.log_prob, p.sample), q), expected, rtol=1e-8, atol=0)
-
-
-def test_a_spike_that_is_not_found_raises():
-    p, q = spiked(1e-8), Normal(*doubles(0.0, 1.0))
-    with pytest.raises(QuadratureError, match=r"p integrates to 0\.5.*MonteCarloKLLoss"):
-        kl_quadrature(Density(p.log_prob), q)
-    with pytest.raises(ArithmeticError, match=r"q to 0\.5"):
-        kl_quadrature(q, Density(p.log_prob))
-
-
-def test_rules_that_disagree_raise():
-    # p is one, and q is p but for ripples that no rule here can follow
-    def log_ripples(x):
-        return -0.5 * x * x - 0.5 * math.log(2 * math.pi) + torch.log1p(0.5 * torch.sin(1e5 * x))
-
-    with pytest.raises(QuadratureError, match=r"15 points a panel gives \S+ and that of 7 \S+"):
-        kl_quadrature(Normal(*doubles(0.0, 1.0)), Density(log_ripples))
-
-
-def test_tails_beyond_the_numbers_raise():
-    # E_p[x^2] is finite, but a part of it lies beyond 1e150
-    with pytest.raises(QuadratureError, match=r"with 3\.\d+ beyond"):
-        kl_quadrature(StudentT(*doubles(2.01)), Normal(*doubles(0.0, 1.0)))
-
-
-def test_densities_that_are_none_raise():
-    normal = Normal(*doubles(0.0, 1.0))
-    with pytest.raises(QuadratureError, match=r"p integrates to 1\.0001"):
-        kl_quadrature(Density(lambda x: normal.log_prob(x) + 1e-4), normal)
-    nan = Normal(torch.tensor([0.0, math.nan]), 1.0, validate_args=False)
-    with pytest.raises(QuadratureError, match=r"1 of 2 pairs, the first of batch index \(1,\)"):
-        kl_quadrature(nan, normal)
-
-
-@pytest.mark.parametrize("given", [torch.zeros(3), nn.Linear(1, 1), 0.5])
-def test_what_is_no_distribution_raises(given):
-    with pytest.raises(TypeError, match=f"q is a {type(given).__name__}.*Normal"):
-        kl_quadrature(Normal(0.0, 1.0), given)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        Poisson(1.0),
-        Bernoulli(0.5),
-        Categorical(torch.ones(3)),
-        MixtureSameFamily(Categorical(torch.ones(2)), Poisson(torch.ones(2))),
-    ],
-)
-def test_discrete_distributions_raise(given):
-    with pytest.raises(ValueError, match=f"p is a discrete {type(given).__name__}.*kl_divergence"):
-        kl_quadrature(given, Normal(0.0, 1.0))
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        DiagonalNormal(torch.zeros(2, 3), torch.zeros(2, 3)),
-        Independent(Normal(torch.zeros(2, 3), 1.0), 1),
-        MultivariateNormal(torch.zeros(3), torch.eye(3)),
-    ],
-)
-def test_more_than_one_dimension_raises(given):
-    with pytest.raises(ValueError, match=r"event shape \(3,\).*event_dim=0"):
-        kl_quadrature(given, given)
-
-
-def test_shapes_that_do_not_broadcast_raise():
-    with pytest.raises(ValueError, match=r"p.batch_shape \(2,\), q.batch_shape \(3,\)"):
-        kl_quadrature(Normal(torch.zeros(2), 1.0), Normal(torch.zeros(3), 1.0))
 
 
 def test_the_global_generator_is_left_as_it_is():

@@ -1,4 +1,4 @@
-"""The oracle against integrals, sums and torch's densities: what it shares with none of them is its closed forms."""
+"""The oracles against numerical integrals, sums, and the densities and gradients of torch."""
 
 import itertools
 import math
@@ -43,6 +43,7 @@ from torch.distributions import (
 )
 
 from kldiv import DiagonalNormal
+from tests.marks import slow
 from tests.oracles import (
     CROSS,
     FAMILIES,
@@ -129,7 +130,14 @@ def test_log_pmf_is_that_of_torch(distribution):
 # Closed forms are integrals and sums of them
 
 
-@pytest.mark.parametrize("p", [*FIRST, SECOND[-2]], ids=name_of)
+INTEGRATED_SLOWLY = (Beta, ContinuousBernoulli, InverseGamma, Kumaraswamy, Uniform)
+
+
+@pytest.mark.parametrize(
+    "p",
+    [pytest.param(p, marks=slow if isinstance(p, INTEGRATED_SLOWLY) else ()) for p in (*FIRST, SECOND[-2])],
+    ids=name_of,
+)
 def test_closed_forms_are_the_integrals(p):
     for q in SECOND:
         arguments = (*stored(p), *stored(q))
