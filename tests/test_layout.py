@@ -1,4 +1,4 @@
-"""How the package is laid out: every room is entered by its door, and every public name is declared."""
+"""The layout of the package: a folder is imported from by its __init__ alone, and public names are declared."""
 
 import ast
 import importlib
@@ -16,19 +16,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [name for _, name, _ in pkgutil.walk_packages(kldiv.__path__, "kldiv.")]
 
 
-def room(path: Path) -> str:
+def folder(path: Path) -> str:
     """The folder of the package that a file lies in; empty for a flat one."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_other_rooms_are_entered_by_their_door(path):
-    rooms = {room(file) for file in FILES} - {""}
+def test_other_folders_are_entered_by_their_init(path):
+    folders = {folder(file) for file in FILES} - {""}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kldiv."):
             _, entered, *inner = node.module.split(".")
-            if entered in rooms and entered != room(path):
+            if entered in folders and entered != folder(path):
                 assert not inner, f"{path.name} imports from {node.module}: from kldiv.{entered} import ... would do"
 
 
