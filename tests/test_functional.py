@@ -135,12 +135,14 @@ def test_shapes_that_do_not_broadcast_raise_with_all_of_them():
         kl_normal(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(2))
 
 
-def test_compiled_equals_eager():
+def test_compiled_and_eager_are_within_the_bound():
     pytest.importorskip("torch._inductor")
     parameters = [torch.randn(64) * 10 ** (-8 * torch.rand(64)) for _ in range(4)]
     compiled = torch.compile(kl_normal, fullgraph=True)
-    torch.testing.assert_close(compiled(*parameters), kl_normal(*parameters), rtol=5e-7, atol=0)
-    torch.testing.assert_close(compiled(*parameters[:2]), kl_normal(*parameters[:2]), rtol=5e-7, atol=0)
+    for given in (parameters, parameters[:2]):
+        true = kl_normal(*(parameter.double() for parameter in given))
+        for found in (compiled(*given), kl_normal(*given)):
+            torch.testing.assert_close(found.double(), true, rtol=1e-6, atol=0)
 
 
 def test_function_transforms():

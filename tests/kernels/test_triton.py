@@ -12,6 +12,10 @@ from kldiv import GaussianKLLoss
 from kldiv.functional import kl_categorical, kl_normal
 from kldiv.kernels import triton_gaussian as kernel
 from tests.kernels.triton_interpreted import SHAPES, batch, check, check_categories, logits
+from tests.marks import sweep
+
+QUICK = "not against_the_plain_formula and not a_block"
+"""The tests under the interpreter without its long sweeps."""
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -20,8 +24,15 @@ on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
     not all(map(importlib.util.find_spec, ("triton", "numpy"))),
     reason="Triton, which comes with the CUDA builds of torch, or NumPy is not installed",
 )
-def test_under_the_interpreter():
+@pytest.mark.parametrize(
+    "chosen",
+    sweep(
+        ["", "not against_the_plain_formula and not a_block"], quick=["not against_the_plain_formula and not a_block"]
+    ),
+)
+def test_under_the_interpreter(chosen):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/triton_interpreted.py"]
+    command += ["-k", chosen] if chosen else []
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
