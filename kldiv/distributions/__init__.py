@@ -8,6 +8,7 @@ from kldiv.distributions.pair import Pair, check_distributions, matched, result_
 from kldiv.distributions.parameters import (
     COVARIANCES,
     as_logits,
+    device_of,
     given,
     given_name,
     log_variance,
@@ -44,6 +45,7 @@ __all__ = [
     "check_distributions",
     "converted",
     "detached",
+    "device_of",
     "factorise",
     "given",
     "given_name",

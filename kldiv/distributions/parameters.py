@@ -40,6 +40,7 @@ __all__ = [
     "PROBABILITIES",
     "as_logits",
     "computed_names",
+    "device_of",
     "given",
     "given_name",
     "is_computed_late",
@@ -162,6 +163,16 @@ def mean_and_log_var(distribution: Distribution) -> tuple[Tensor, Tensor] | None
 def log_variance(scale: Tensor) -> Tensor:
     """The log-variance of a standard deviation, in ``float64``."""
     return 2 * torch.log(scale.double())
+
+
+def device_of(distribution: Distribution) -> torch.device:
+    """Where the distribution's parameters are; the default device where it has none."""
+    for value in distribution.__dict__.values():
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, Distribution):
+            return device_of(value)
+    return torch.get_default_device()
 
 
 def parameters_of(distribution: Distribution) -> list[Tensor]:

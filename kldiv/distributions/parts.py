@@ -70,6 +70,6 @@ def with_event_dims(distribution: Distribution, dims: int) -> Distribution:
     if surplus > independent_dims(distribution):
         raise ValueError(
             f"{type(distribution).__name__} has the event shape {tuple(distribution.event_shape)}, and its dimensions "
-            f"are not independent: {dims} event dimensions cannot be had of it"
+            f"are not independent: it cannot be taken apart to {dims} event dimensions"
         )
     return take_off(distribution, surplus)

@@ -17,7 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from kldiv.distributions import DiagonalNormal, GumbelSoftmax
+from kldiv.distributions import DiagonalNormal, GumbelSoftmax, device_of
 
 __all__ = [
     "SAMPLERS",
@@ -123,7 +123,7 @@ def _rounded(x: Tensor, p: Distribution) -> Tensor:
 
 
 class Draws:
-    r"""Samples of p in independent units of equally many points, to be had whole or in chunks.
+    r"""Samples of p in independent units of equally many points, all at once or in chunks.
 
     A unit is what is independent of all others: a draw (``"iid"``), an antithetic pair, a scramble of a Sobol net. For
     Sobol every element of the batch has a random shift of its own (of the digits, by exclusive or, which keeps the net
@@ -163,7 +163,7 @@ class Draws:
                 "not known: it has no inverse cumulative distribution function (icdf). sampler='iid' would do"
             )
         self.noise = noise
-        self.device = _device_of(p)
+        self.device = device_of(p)
         if sampler == "sobol":
             dims = math.prod(noise.noise_shape)
             if dims > torch.quasirandom.SobolEngine.MAXDIM:
@@ -234,15 +234,6 @@ def _sobol_net(points: int, dims: int) -> Tensor:
     engine = torch.quasirandom.SobolEngine(dims, scramble=True)  # type: ignore[no-untyped-call]
     net: Tensor = (engine.draw(points, dtype=torch.float64) * 2**_BITS).long()
     return net.clamp(max=2**_BITS - 1)  # the first point is rounded to float32, up to 1 at times
-
-
-def _device_of(distribution: Distribution) -> torch.device:
-    for value in distribution.__dict__.values():
-        if isinstance(value, Tensor):
-            return value.device
-        if isinstance(value, Distribution):
-            return _device_of(value)
-    return torch.get_default_device()
 
 
 def _draw(

@@ -25,6 +25,7 @@ from torch.distributions import (
     Weibull,
 )
 
+from kldiv.distributions import device_of
 from kldiv.exact.registry import register_kl
 from kldiv.numerics import check_broadcast
 
@@ -41,14 +42,7 @@ def infinite(p: Any, q: Any) -> Tensor:
     Source: Kullback & Leibler 1951.
     """
     shape = check_broadcast(p=p.batch_shape, q=q.batch_shape)
-    return torch.full(shape, torch.inf, dtype=torch.float64, device=_device(p))
-
-
-def _device(distribution: Any) -> torch.device:
-    while isinstance(getattr(distribution, "base_dist", None), torch.distributions.Distribution):
-        distribution = distribution.base_dist
-    tensors = (value for value in distribution.__dict__.values() if isinstance(value, Tensor))
-    return next(tensors, torch.zeros(())).device
+    return torch.full(shape, torch.inf, dtype=torch.float64, device=device_of(p))
 
 
 _LINE = (Normal, Laplace, Gumbel, Cauchy, StudentT)
