@@ -56,7 +56,7 @@ from kldiv.losses import (
 )
 from kldiv.monte_carlo import KLEstimate, estimate_kl
 from kldiv.priors import MixturePrior, VampPrior, standard_prior
-from kldiv.quadrature import QuadratureError, kl_quadrature
+from kldiv.quadrature import QuadratureError, kl_quadrature, kl_summation
 
 __version__ = "0.1.0"
 
@@ -114,6 +114,7 @@ __all__ = [
     "kl_bounds",
     "kl_divergence",
     "kl_quadrature",
+    "kl_summation",
     "register_kl",
     "standard_prior",
     "stream_log_likelihood",
