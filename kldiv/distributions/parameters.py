@@ -49,6 +49,7 @@ __all__ = [
     "mean_and_log_var",
     "parameter_dtype",
     "parameters_of",
+    "stored",
 ]
 
 
@@ -68,10 +69,38 @@ def is_computed_late(kind: Hashable, name: str) -> bool:
     return isinstance(inspect.getattr_static(kind, name, None), lazy_property)
 
 
+_TRACED = (
+    "_mean",
+    "_param",
+    "_unbroadcasted_scale_tril",
+    "base_dist",
+    "_categorical",
+    "_mixture_distribution",
+    "_component_distribution",
+    "_gamma",
+    "_dirichlet",
+)
+"""Attributes with tensors or distributions, beside those that ``arg_constraints`` name."""
+
+
+def stored(distribution: Distribution) -> list[tuple[str, Any]]:
+    """The names and values of a distribution's attributes.
+
+    Compilers before torch 2.12 do not trace through ``__dict__``. Compiled, they are those of torch's and our names.
+    """
+    if not torch.compiler.is_compiling():
+        return list(distribution.__dict__.items())
+    found: list[tuple[str, Any]] = []
+    for name in (*distribution.arg_constraints, *_TRACED):
+        if name in distribution.__dict__:
+            found.append((name, distribution.__dict__.get(name)))
+    return found
+
+
 def parameter_dtype(distribution: Distribution) -> torch.dtype:
     """The widest dtype of the distribution's parameters, ``float32`` at least."""
     dtype = torch.float32
-    for value in distribution.__dict__.values():
+    for _, value in stored(distribution):
         if isinstance(value, Tensor) and value.is_floating_point():
             dtype = torch.promote_types(dtype, value.dtype)
         elif isinstance(value, Distribution):
@@ -97,9 +126,9 @@ _HELD_BY: dict[type, str] = {
 
 def given_name(distribution: Distribution, names: tuple[str, ...]) -> str | None:
     """The name, of several for one parameter, by which it was given; ``None`` where that can no longer be told."""
-    order = list(distribution.__dict__)
-    present = [name for name in names if name in order]
+    present = [name for name in names if name in distribution.__dict__]
     if len(present) > 1:
+        order = list(distribution.__dict__)
         present = [name for name in present if order.index(name) < order.index("_batch_shape")]
     return present[0] if len(present) == 1 else None
 
@@ -167,7 +196,7 @@ def log_variance(scale: Tensor) -> Tensor:
 
 def device_of(distribution: Distribution) -> torch.device:
     """Where the distribution's parameters are; the default device where it has none."""
-    for value in distribution.__dict__.values():
+    for _, value in stored(distribution):
         if isinstance(value, Tensor):
             return value.device
         if isinstance(value, Distribution):
@@ -180,7 +209,7 @@ def parameters_of(distribution: Distribution) -> list[Tensor]:
     if not type(distribution).__module__.startswith(("torch.distributions.", "kldiv.")):
         return []
     found: list[Tensor] = []
-    for value in distribution.__dict__.values():
+    for _, value in stored(distribution):
         if isinstance(value, Tensor) and value.requires_grad and not any(value is other for other in found):
             found.append(value)
         elif isinstance(value, Distribution):

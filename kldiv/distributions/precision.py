@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 
-from kldiv.distributions.parameters import PROBABILITIES, computed_names, given_name
+from kldiv.distributions.parameters import PROBABILITIES, computed_names, given_name, stored
 
 __all__ = [
     "can_be_copied",
@@ -97,7 +97,7 @@ def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Dis
     """
     wide: dict[str, Any] = {}
     converted: dict[int, Tensor] = {}  # by the identity of the tensor: what stands under two names is converted once
-    for name, value in distribution.__dict__.items():
+    for name, value in stored(distribution):
         if isinstance(value, Tensor) and value.is_floating_point():
             half = value.dtype in (torch.float16, torch.bfloat16)
             wanted = dtype or (torch.float32 if half else value.dtype)
