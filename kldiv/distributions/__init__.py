@@ -19,6 +19,7 @@ from kldiv.distributions.parameters import (
 )
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import can_be_copied, converted, detached, in_double, widened
+from kldiv.distributions.shared_transforms import last_transforms
 from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
 from kldiv.distributions.support import (
     Support,
@@ -53,6 +54,7 @@ __all__ = [
     "in_double",
     "independent_dims",
     "inside",
+    "last_transforms",
     "log_density",
     "log_prob",
     "log_variance",

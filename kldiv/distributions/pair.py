@@ -10,6 +10,7 @@ from kldiv.distributions.density import log_prob
 from kldiv.distributions.parameters import parameter_dtype, parameters_of
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import can_be_copied, give_exact_logits, in_double, widened
+from kldiv.distributions.shared_transforms import before_shared_transforms
 from kldiv.numerics import check_broadcast, widen
 
 __all__ = [
@@ -33,6 +34,8 @@ class Pair(NamedTuple):
     p_can_be_copied: bool
     """Whether all parts of p are torch's or ours: its density takes ``float64`` and its support is known."""
     q_can_be_copied: bool
+    transforms_left: int = 0
+    """How many transforms at the end of p and of q, the same in both, have been left off."""
 
     @classmethod
     def of(cls, p: Distribution, q: Distribution) -> "Pair":
@@ -47,7 +50,8 @@ class Pair(NamedTuple):
         dtype, parameters = result_dtype(p, q), parameters_of(p)
         copied = can_be_copied(p), can_be_copied(q)
         if all(copied):
-            p, q = _in_double(p), _in_double(q)
+            made: dict[int, Tensor] = {}  # a tensor that both hold is one tensor in the copies
+            p, q = _in_double(p, made), _in_double(q, made)
         else:
             p, q = (widened(d) if known else d for d, known in zip((p, q), copied, strict=True))
         return cls(p, q, dtype, parameters, *copied)
@@ -64,6 +68,16 @@ class Pair(NamedTuple):
         """The pair with one event shape: see :func:`matched`."""
         p, q = matched(self.p, self.q)
         return self._replace(p=p, q=q)
+
+    def before_shared_transforms(self) -> "Pair":
+        """The pair before the invertible transforms that both end with: by invariance the divergence is the same.
+
+        A map that saturates rounds what it is given: near 1 a number has few digits left of 1 - x.
+
+        Source: invariance, Kullback & Leibler 1951, theorem 4.1.
+        """
+        p, q, count = before_shared_transforms(self.p, self.q)
+        return self._replace(p=p, q=q, transforms_left=count) if count else self
 
     def log_p(self, x: Tensor) -> Tensor:
         """ln p(x), ``-inf`` off the support of p where that is known."""
@@ -134,10 +148,10 @@ def matched(posterior: Distribution, prior: Distribution) -> tuple[Distribution,
     return posterior, prior
 
 
-def _in_double(distribution: Distribution) -> Distribution:
+def _in_double(distribution: Distribution, made: dict[int, Tensor]) -> Distribution:
     if torch.compiler.is_compiling():
         return widened(distribution, torch.float64)
-    copied: Distribution = in_double(distribution, [])
+    copied: Distribution = in_double(distribution, [], made)
     give_exact_logits(copied)
     return copied
 

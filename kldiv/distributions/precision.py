@@ -33,18 +33,19 @@ def can_be_copied(value: Any) -> bool:
     return not isinstance(value, torch.nn.Module)
 
 
-def in_double(value: Any, tensors: list[Tensor]) -> Any:
+def in_double(value: Any, tensors: list[Tensor], made: dict[int, Tensor] | None = None) -> Any:
     """A private copy in ``float64``, on the graph of the original. See :func:`converted`.
 
     Args:
         tensors: the floating tensors that are met on the way are added to it.
+        made: the copies of tensors by the identity of the original: one for several distributions that share some.
     """
 
     def double(tensor: Tensor) -> Tensor:
         tensors.append(tensor)
         return tensor.double()
 
-    return converted(value, double)
+    return converted(value, double, made)
 
 
 def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, Tensor] | None = None) -> Any:

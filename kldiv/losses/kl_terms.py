@@ -15,7 +15,18 @@ from kldiv.distributions import (
 from kldiv.exact import is_registered_by_user, kl_divergence
 from kldiv.functional import kl_normal
 from kldiv.losses.base import KLTerm, KLValues, check_posterior
-from kldiv.monte_carlo import Draws, GivenDraws, Gradient, Plan, Sampler, Value, average, check_options, check_scramble
+from kldiv.monte_carlo import (
+    Draws,
+    GivenDraws,
+    Gradient,
+    Plan,
+    Sampler,
+    Value,
+    average,
+    before_transforms,
+    check_options,
+    check_scramble,
+)
 from kldiv.priors import standard_prior
 from kldiv.reduction import Reduction
 
@@ -115,7 +126,8 @@ class MonteCarloKLLoss(KLTerm):
             raise TypeError(f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample()")
         shape = posterior.batch_shape + posterior.event_shape
         prior = standard_prior(posterior, like=sample) if prior is None else prior
-        pair = Pair.of(posterior, prior).matched()
+        whole = Pair.of(posterior, prior).matched()
+        pair = whole.before_shared_transforms()
         if sample is None:
             reparametrised = self.gradient != "score"
             draws = Draws(pair.p, pair.p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
@@ -125,6 +137,9 @@ class MonteCarloKLLoss(KLTerm):
                     f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
                     f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
                 )
+            if pair.transforms_left:
+                before = before_transforms(pair, posterior, sample)
+                pair, sample = (whole, sample) if before is None else (pair, before)
             draws = GivenDraws(pair.p, pair.widen(sample))
         found = average(pair, draws, Plan(self.value, self.gradient, with_error=False))
         return found.value.to(pair.dtype)
