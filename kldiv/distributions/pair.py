@@ -11,6 +11,7 @@ from kldiv.distributions.parameters import parameter_dtype, parameters_of
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import can_be_copied, give_exact_logits, in_double, widened
 from kldiv.distributions.shared_transforms import before_shared_transforms
+from kldiv.distributions.support import reaches_beyond
 from kldiv.numerics import check_broadcast, widen
 
 __all__ = [
@@ -86,6 +87,10 @@ class Pair(NamedTuple):
     def log_q(self, x: Tensor) -> Tensor:
         """ln q(x), ``-inf`` off the support of q where that is known."""
         return log_prob(self.q, x, self.q_can_be_copied)
+
+    def reaches_beyond(self) -> Tensor | bool:
+        r"""Whether p has mass off the support of q, by their ends, () or (\*batch): then the divergence is inf."""
+        return self.p_can_be_copied and self.q_can_be_copied and reaches_beyond(self.p, self.q)
 
     def widen(self, sample: Tensor) -> Tensor:
         """A sample that was given, in the precision in which p is computed."""

@@ -121,6 +121,16 @@ class MonteCarloKLLoss(KLTerm):
     def unreduced(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
+        return self._estimate(posterior, prior, sample)
+
+    def kl_values(
+        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+    ) -> KLValues:
+        return KLValues(self._estimate(posterior, prior, sample, names_nan=False))
+
+    def _estimate(
+        self, posterior: Distribution, prior: Distribution | None, sample: Tensor | None, names_nan: bool = True
+    ) -> Tensor:
         check_posterior(posterior, prior)
         if not (sample is None or isinstance(sample, Tensor)):
             raise TypeError(f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample()")
@@ -141,7 +151,7 @@ class MonteCarloKLLoss(KLTerm):
                 before = before_transforms(pair, posterior, sample)
                 pair, sample = (whole, sample) if before is None else (pair, before)
             draws = GivenDraws(pair.p, pair.widen(sample))
-        found = average(pair, draws, Plan(self.value, self.gradient, with_error=False))
+        found = average(pair, draws, Plan(self.value, self.gradient, with_error=False, names_nan=names_nan))
         return found.value.to(pair.dtype)
 
     def extra_repr(self) -> str:

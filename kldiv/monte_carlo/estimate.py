@@ -116,7 +116,8 @@ def estimate_kl(
     Raises:
         TypeError: p or q is no distribution.
         ValueError: unknown options; shapes that do not fit; a choice that cannot be right: a p without ``rsample``
-            whose parameters want gradients (except for ``"score"``), too few units, no noise map, no entropy.
+            whose parameters want gradients (except for ``"score"``), too few units, no noise map, no entropy; a NaN
+            log-probability, which the message names. On an accelerator the value is NaN instead: a look would wait.
     Source: Schulman 2020, "Approximating KL divergence"; Kingma & Welling 2014; Roeder et al. 2017; Buchholz et al.
         2018.
 
@@ -156,7 +157,15 @@ def average(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:
     r"""The mean over all draws of p, (\*batch) without the dimensions of an event, and its standard error."""
     check_choice(pair, draws, plan.gradient)
     chunks = _chunks(draws, plan)
-    return _at_once(pair, draws, plan) if len(chunks) == 1 else _by_chunks(pair, draws, plan, chunks)
+    found = _at_once(pair, draws, plan) if len(chunks) == 1 else _by_chunks(pair, draws, plan, chunks)
+    beyond = pair.reaches_beyond()
+    if beyond is False:
+        return found
+    if isinstance(beyond, Tensor) and plan.event_dims:
+        beyond = beyond.flatten(-plan.event_dims).any(-1)
+    # whatever the samples have seen
+    infinite = torch.as_tensor(beyond, device=found.value.device)
+    return KLEstimate(*(torch.where(infinite, torch.inf, each) for each in found))
 
 
 def _at_once(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from kldiv.distributions import Pair, last_transforms
+from kldiv.monte_carlo.looks import is_read_freely
 from kldiv.monte_carlo.samplers import Draws
 
 __all__ = [
@@ -39,7 +40,7 @@ def before_transforms(pair: Pair, posterior: Distribution, sample: Tensor) -> Te
             return sample
         with torch.no_grad():
             lost = _is_lost(pair.p, transforms, sample)
-        is_read = _is_read_freely(lost)
+        is_read = is_read_freely(lost)
         if is_read and not lost.any():
             return _inverse(transforms, sample.double())
         # the inverse has no derivative at the ends; nor has exp at infinity, not even times 0
@@ -102,9 +103,3 @@ def _drawn_anew(p: Distribution, transforms: list[Transform], sample: Tensor, ba
         cost = cost.flatten(len(batch) + 1).mean(-1) if cost.ndim > len(batch) + 1 else cost
         chosen = cost.argmin(0)[(None, ..., *[None] * events)]
     return drawn.gather(0, chosen.expand(1, *drawn.shape[1:]))[0].to(base.dtype)
-
-
-def _is_read_freely(tensor: Tensor) -> bool:
-    """Whether a look at the values waits for no device and is possible at all."""
-    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    return tensor.device.type == "cpu" and not traced
