@@ -15,12 +15,24 @@ from kldiv.distributions.support import reaches_beyond
 from kldiv.numerics import check_broadcast, widen
 
 __all__ = [
+    "GivenSample",
     "Pair",
     "check_distributions",
     "check_measures",
     "matched",
     "result_dtype",
 ]
+
+
+class GivenSample(NamedTuple):
+    """A sample of p that was given, and what is known of it."""
+
+    shaped: Tensor
+    """The sample as estimators see it, of a shape and dtype of theirs."""
+    tensor: Tensor
+    """The very tensor: a flow may know its inverse for that alone."""
+    log_p: Tensor | None = None
+    """ln p of it, where that is known."""
 
 
 class Pair(NamedTuple):
@@ -37,6 +49,8 @@ class Pair(NamedTuple):
     q_can_be_copied: bool
     transforms_left: int = 0
     """How many transforms at the end of p and of q, the same in both, have been left off."""
+    given: "GivenSample | None" = None
+    """The sample that was given, where it has to be kept as it is."""
 
     @classmethod
     def of(cls, p: Distribution, q: Distribution) -> "Pair":
@@ -65,9 +79,9 @@ class Pair(NamedTuple):
         dims = min(independent_dims(self.p), independent_dims(self.q))
         return self._replace(p=take_off(self.p, dims), q=take_off(self.q, dims))
 
-    def matched(self) -> "Pair":
+    def matched(self, apart: bool = True) -> "Pair":
         """The pair with one event shape: see :func:`matched`."""
-        p, q = matched(self.p, self.q)
+        p, q = matched(self.p, self.q, apart)
         return self._replace(p=p, q=q)
 
     def before_shared_transforms(self) -> "Pair":
@@ -82,11 +96,31 @@ class Pair(NamedTuple):
 
     def log_p(self, x: Tensor) -> Tensor:
         """ln p(x), ``-inf`` off the support of p where that is known."""
-        return log_prob(self.p, x, self.p_can_be_copied)
+        if self.given is not None and self.given.log_p is not None:
+            return self.given.log_p
+        return log_prob(self.p, x, True) if self.p_can_be_copied else self._log_of_unknown(self.p, x)
 
     def log_q(self, x: Tensor) -> Tensor:
         """ln q(x), ``-inf`` off the support of q where that is known."""
-        return log_prob(self.q, x, self.q_can_be_copied)
+        return log_prob(self.q, x, True) if self.q_can_be_copied else self._log_of_unknown(self.q, x)
+
+    def _log_of_unknown(self, distribution: Distribution, x: Tensor) -> Tensor:
+        """Of another package's distribution: at the very tensor that was given, in the dtype that it takes."""
+        shape = x.shape[: x.ndim - len(distribution.event_shape)]
+        is_given = self.given is not None and x is self.given.shaped
+        if self.given is not None and is_given:
+            x = self.given.tensor
+        try:
+            log = log_prob(distribution, x, False)
+        except KeyError as error:
+            raise ValueError(
+                f"{type(distribution).__name__} has no density at this sample (KeyError: {error}). If its inverse is "
+                "only remembered, pass the very tensor that its rsample() has returned last, and choose "
+                "gradient='pathwise', which takes no copy of it"
+            ) from error
+        except RuntimeError as error:
+            log = _in_another_dtype(distribution, x, error)
+        return log.reshape(shape) if is_given else log
 
     def reaches_beyond(self) -> Tensor | bool:
         r"""Whether p has mass off the support of q, by their ends, () or (\*batch): then the divergence is inf."""
@@ -129,18 +163,22 @@ def check_measures(p: Distribution, q: Distribution) -> None:
         )
 
 
-def matched(posterior: Distribution, prior: Distribution) -> tuple[Distribution, Distribution]:
+def matched(posterior: Distribution, prior: Distribution, apart: bool = True) -> tuple[Distribution, Distribution]:
     """The two, taken apart into their dimensions where both factorise and else with one event shape.
 
+    Args:
+        apart: ``False``: the posterior's events stay whole.
     Raises: ValueError: a prior larger than the posterior.
     """
     scalars, prior_scalars = factorise(posterior), factorise(prior)
+    if not apart and posterior.event_shape:
+        scalars = None
     if scalars is not None and prior_scalars is not None:
         posterior, prior = scalars, prior_scalars
     elif scalars is not None:
         posterior = with_event_dims(scalars, len(prior.event_shape))
     else:
-        if prior_scalars is not None:  # one normal for all dimensions, say
+        if prior_scalars is not None and not prior_scalars.event_shape:  # one normal for all dimensions, say
             shape = check_broadcast(prior=prior_scalars.batch_shape, posterior_event=posterior.event_shape)
             prior = prior_scalars.expand(shape)
         prior = with_event_dims(prior, len(posterior.event_shape))
@@ -159,6 +197,22 @@ def _in_double(distribution: Distribution, made: dict[int, Tensor]) -> Distribut
     copied: Distribution = in_double(distribution, [], made)
     give_exact_logits(copied)
     return copied
+
+
+def _in_another_dtype(distribution: Distribution, x: Tensor, error: RuntimeError) -> Tensor:
+    """ln of the density where a network inside takes another dtype than that of the sample.
+
+    Raises: RuntimeError: the error, if it is not about that.
+    """
+    if not any(word in str(error).lower() for word in ("dtype", "scalar type", "input type")):
+        raise error
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        if dtype != x.dtype:
+            try:
+                return log_prob(distribution, x.to(dtype), False)
+            except RuntimeError:
+                continue
+    raise error
 
 
 def _kind(distribution: Any) -> str | None:

@@ -183,7 +183,7 @@ def score(pair: Pair, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Source: Williams 1992; Kool, van Hoof & Welling 2019 (leave-one-out baseline).
     """
-    sample = sample.detach()
+    sample = sample.detach() if sample.requires_grad else sample
     log_p, log_q = pair.log_p(sample), pair.log_q(sample)
     log_ratio = (log_p - log_q).detach()
     of_units = log_ratio.mean(1, keepdim=True)

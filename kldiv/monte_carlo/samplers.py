@@ -212,7 +212,8 @@ class GivenDraws(Draws):
         self.points = 1
 
     def __call__(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.sample[start:stop]
+        whole = start == 0 and stop in (None, self.units)
+        return self.sample if whole else self.sample[start:stop]
 
 
 def check_num_samples(num_samples: int, sampler: Sampler, scrambles: int) -> None:
