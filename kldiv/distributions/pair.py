@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent
 
 from kldiv.distributions.density import log_prob
+from kldiv.distributions.missed_mass import mass_off_support
 from kldiv.distributions.parameters import parameter_dtype, parameters_of
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import can_be_copied, give_exact_logits, in_double, widened
 from kldiv.distributions.shared_transforms import before_shared_transforms
-from kldiv.distributions.support import reaches_beyond
+from kldiv.distributions.support import has_density_everywhere, reaches_beyond
 from kldiv.numerics import check_broadcast, widen
 
 __all__ = [
@@ -125,6 +126,23 @@ class Pair(NamedTuple):
     def reaches_beyond(self) -> Tensor | bool:
         r"""Whether p has mass off the support of q, by their ends, () or (\*batch): then the divergence is inf."""
         return self.p_can_be_copied and self.q_can_be_copied and reaches_beyond(self.p, self.q)
+
+    def missed_mass(self) -> Tensor | float:
+        r"""The mass of q off the support of p, (\*batch) or 0. A support that is not told is taken to be everywhere.
+
+        Raises: ValueError: p tells a support, and the mass of q off it is not known.
+        """
+        mass: Tensor | float | None
+        if self.p_can_be_copied and self.q_can_be_copied:
+            mass = mass_off_support(self.p, self.q)
+        else:
+            mass = 0.0 if has_density_everywhere(self.p) else None
+        if mass is None:
+            raise ValueError(
+                f"value='k3' misses the mass of {type(self.q).__name__} where {type(self.p).__name__} has none, which "
+                "is not known here: its mean would be less than the KL by that. value='k1' would do"
+            )
+        return mass
 
     def widen(self, sample: Tensor) -> Tensor:
         """A sample that was given, in the precision in which p is computed."""

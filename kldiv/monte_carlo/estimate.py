@@ -25,7 +25,7 @@ from kldiv.monte_carlo.estimators import (
 )
 from kldiv.monte_carlo.moments import Moments, Variances, variances_of_k3
 from kldiv.monte_carlo.samplers import SAMPLERS, Draws, GivenDraws, Sampler, noise_of
-from kldiv.numerics import check_broadcast
+from kldiv.numerics import check_broadcast, sum_rightmost
 
 __all__ = [
     "KLEstimate",
@@ -88,6 +88,10 @@ def estimate_kl(
                                  3 units
     ``"score"``                  2 units      large; works for any p, discrete ones too
     ============================ ============ =========================================================================
+
+    k3 alone has not the mean of the divergence where q has mass and p has none: it is less by that mass, which no
+    sample of p can see. The mass is added where it is known (categories, counts, and one-dimensional q with a ``cdf``);
+    otherwise ``"k3"`` is refused. A p that tells no support, such as a flow, is taken to have mass everywhere.
 
     ``"antithetic"`` pairs u and 1 - u: a lower variance of pathwise gradients, most so far from p = q; that of k1 is
     lower where means differ and higher where scales do.
@@ -156,8 +160,13 @@ def check_options(num_samples: int, value: str, gradient: str, sampler: str) -> 
 def average(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:
     r"""The mean over all draws of p, (\*batch) without the dimensions of an event, and its standard error."""
     check_choice(pair, draws, plan.gradient)
+    # what k3 misses of its mean: no draw of p can see it
+    missed = pair.missed_mass() if plan.value == "k3" else 0.0
     chunks = _chunks(draws, plan)
     found = _at_once(pair, draws, plan) if len(chunks) == 1 else _by_chunks(pair, draws, plan, chunks)
+    if isinstance(missed, Tensor):
+        batch = pair.p.batch_shape if isinstance(draws, GivenDraws) else draws.batch_shape
+        found = found._replace(value=found.value + sum_rightmost(missed.expand(batch), plan.event_dims))
     beyond = pair.reaches_beyond()
     if beyond is False:
         return found

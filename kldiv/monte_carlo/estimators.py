@@ -91,9 +91,11 @@ def k2(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
 def k3(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
     """r - 1 - ln r, with r = q(x)/p(x) = exp(-l): k1 with the control variate r - 1, whose mean is zero.
 
-    Bias: none where p has mass wherever q has. Non-negative: yes, sample by sample. Variance: infinite once E_p r^2 is:
-    for normal distributions when the variance of p in some direction is at most half of q's (a posterior of variance
-    below one half, and the standard normal prior), and then the mean is nearly always too small.
+    Bias: none where p has mass wherever q has; elsewhere the mean is the KL less the mass of q off the support of p,
+    which :func:`average` adds, or refuses where it is not known. Non-negative: yes, sample by sample. Variance:
+    infinite once E_p r^2 is: for normal distributions when the variance of p in some direction is at most half of q's
+    (a posterior of variance below one half, and the standard normal prior), and then the mean is nearly always too
+    small.
 
     Source: Schulman 2020.
     """
