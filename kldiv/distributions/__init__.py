@@ -4,7 +4,7 @@ from kldiv.distributions.density import log_density, log_prob
 from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.gumbel_softmax import GumbelSoftmax
 from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
-from kldiv.distributions.pair import GivenSample, Pair, check_distributions, matched, result_dtype
+from kldiv.distributions.pair import GivenSample, Pair, check_distributions, check_measures, matched, result_dtype
 from kldiv.distributions.parameters import (
     COVARIANCES,
     as_logits,
@@ -45,6 +45,7 @@ __all__ = [
     "as_tensor",
     "can_be_copied",
     "check_distributions",
+    "check_measures",
     "converted",
     "detached",
     "device_of",

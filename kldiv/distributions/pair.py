@@ -63,8 +63,8 @@ class Pair(NamedTuple):
         Raises: ValueError: a discrete and a continuous distribution, or categories of unequal number.
         """
         check_measures(p, q)
-        dtype, parameters = result_dtype(p, q), parameters_of(p)
         copied = can_be_copied(p), can_be_copied(q)
+        dtype, parameters = result_dtype(p, q), parameters_of(p) if copied[0] else []
         if all(copied):
             made: dict[int, Tensor] = {}  # a tensor that both hold is one tensor in the copies
             p, q = _in_double(p, made), _in_double(q, made)
@@ -186,8 +186,16 @@ def matched(posterior: Distribution, prior: Distribution, apart: bool = True) ->
 
     Args:
         apart: ``False``: the posterior's events stay whole.
-    Raises: ValueError: a prior larger than the posterior.
+    Raises: ValueError: a prior larger than the posterior; two of different kinds whose shapes do not fit either.
     """
+    try:
+        return _matched(posterior, prior, apart)
+    except ValueError:
+        check_measures(posterior, prior)  # a better reason, where there is one
+        raise
+
+
+def _matched(posterior: Distribution, prior: Distribution, apart: bool) -> tuple[Distribution, Distribution]:
     scalars, prior_scalars = factorise(posterior), factorise(prior)
     if not apart and posterior.event_shape:
         scalars = None

@@ -10,6 +10,7 @@ from kldiv.distributions import (
     DiagonalNormal,
     GivenSample,
     Pair,
+    check_measures,
     detached,
     matched,
 )
@@ -68,6 +69,7 @@ class ExactKLLoss(KLTerm):
         try:
             values = kl_divergence(posterior, prior)
         except NotImplementedError as error:
+            check_measures(posterior, prior)  # no term compares two of different kinds
             raise NotImplementedError(f"{error}. In an ELBO: ELBOLoss(..., kl=kldiv.MonteCarloKLLoss())") from error
         return values
 

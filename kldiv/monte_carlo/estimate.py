@@ -131,11 +131,12 @@ def estimate_kl(
     """
     check_distributions("Write it as a distribution: kldiv.DiagonalNormal(mean, log_var)", p=p, q=q)
     check_options(num_samples, value, gradient, sampler)
+    pair = Pair.of(p, q)
     check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
     if p.event_shape != q.event_shape:
         raise ValueError(f"p has the event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}: it must be one")
     batch_dims = max(len(p.batch_shape), len(q.batch_shape))
-    pair = Pair.of(p, q).by_dimension().before_shared_transforms()
+    pair = pair.by_dimension().before_shared_transforms()
     shape = check_broadcast(p=pair.p.batch_shape, q=pair.q.batch_shape)
     plan = Plan(value, gradient, chunk_size, batch_dims, event_dims=len(shape) - batch_dims)
     with noise_of(generator):
