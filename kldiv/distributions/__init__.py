@@ -4,7 +4,7 @@ from kldiv.distributions.density import log_density, log_prob
 from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.gumbel_softmax import GumbelSoftmax
 from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
-from kldiv.distributions.pair import Pair, check_distributions, matched, result_dtype
+from kldiv.distributions.pair import GivenSample, Pair, check_distributions, check_measures, matched, result_dtype
 from kldiv.distributions.parameters import (
     COVARIANCES,
     as_logits,
@@ -19,6 +19,7 @@ from kldiv.distributions.parameters import (
 )
 from kldiv.distributions.parts import factorise, independent_dims, take_off, with_event_dims
 from kldiv.distributions.precision import can_be_copied, converted, detached, in_double, widened
+from kldiv.distributions.shared_transforms import last_transforms
 from kldiv.distributions.spherical import HypersphericalUniform, PowerSpherical
 from kldiv.distributions.support import (
     Support,
@@ -34,6 +35,7 @@ __all__ = [
     "COVARIANCES",
     "DiagonalNormal",
     "DiagonalNormalMixture",
+    "GivenSample",
     "GumbelSoftmax",
     "HypersphericalUniform",
     "Pair",
@@ -43,6 +45,7 @@ __all__ = [
     "as_tensor",
     "can_be_copied",
     "check_distributions",
+    "check_measures",
     "converted",
     "detached",
     "device_of",
@@ -53,6 +56,7 @@ __all__ = [
     "in_double",
     "independent_dims",
     "inside",
+    "last_transforms",
     "log_density",
     "log_prob",
     "log_variance",

@@ -24,11 +24,13 @@ from torch import Tensor
 from torch.distributions import (
     Categorical,
     Distribution,
+    ExponentialFamily,
     Multinomial,
     Normal,
     OneHotCategorical,
     RelaxedBernoulli,
     RelaxedOneHotCategorical,
+    Transform,
 )
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from torch.distributions.utils import clamp_probs, lazy_property, probs_to_logits
@@ -44,6 +46,7 @@ __all__ = [
     "given",
     "given_name",
     "is_computed_late",
+    "is_known_family",
     "log_variance",
     "materialise",
     "mean_and_log_var",
@@ -204,9 +207,18 @@ def device_of(distribution: Distribution) -> torch.device:
     return torch.get_default_device()
 
 
+@functools.cache
+def is_known_family(kind: Hashable) -> bool:
+    """Whether a class of distributions or transforms is torch's or ours, or derived from a family of these."""
+    for parent in cast(type, kind).__mro__:
+        if parent.__module__.startswith(("torch.distributions.", "kldiv.")):
+            return parent not in (Distribution, ExponentialFamily, Transform) or parent is kind
+    return False
+
+
 def parameters_of(distribution: Distribution) -> list[Tensor]:
-    """The tensors of a distribution of torch's or ours that require a gradient; none of another package's."""
-    if not type(distribution).__module__.startswith(("torch.distributions.", "kldiv.")):
+    """The tensors of a distribution of a known family that require a gradient; none of another package's."""
+    if not is_known_family(cast(Hashable, type(distribution))):
         return []
     found: list[Tensor] = []
     for _, value in stored(distribution):

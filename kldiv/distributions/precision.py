@@ -1,20 +1,28 @@
 """Copies of a distribution: in another precision, or without a gradient."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from kldiv.distributions.parameters import PROBABILITIES, computed_names, given_name, stored
+from kldiv.distributions.parameters import (
+    PROBABILITIES,
+    computed_names,
+    given_name,
+    is_computed_late,
+    is_known_family,
+    stored,
+)
 
 __all__ = [
     "can_be_copied",
     "converted",
     "detached",
+    "foreign_part",
     "give_exact_logits",
     "in_double",
     "widened",
@@ -22,29 +30,53 @@ __all__ = [
 
 
 def can_be_copied(value: Any) -> bool:
-    """Whether all parts of a distribution are torch's or ours: then its density takes ``float64``."""
+    """Whether all parts of a distribution are torch's or ours: then its density takes ``float64``.
+
+    A class derived from a family of these is of its kin where it holds tensors, numbers and further such distributions
+    alone. Its own ``log_prob`` counts.
+    """
+    return foreign_part(value) is None
+
+
+def foreign_part(value: Any, own: bool = True) -> Any:
+    """The first part of a distribution that cannot be copied; ``None`` where every part can.
+
+    Args:
+        own: whether it is a part of a class of torch's or ours, which hold nothing else than data.
+    """
+    if isinstance(value, torch.nn.Module):
+        return value
     if isinstance(value, _InverseTransform):
-        return can_be_copied(value.inv)
+        return foreign_part(value.inv)
     if isinstance(value, (Distribution, Transform)):
-        known = type(value).__module__.startswith(("torch.distributions.", "kldiv."))
-        return known and all(can_be_copied(part) for name, part in vars(value).items() if name != "_inv")
-    if isinstance(value, (list, tuple)):
-        return all(can_be_copied(part) for part in value)
-    return not isinstance(value, torch.nn.Module)
+        kind = type(value)
+        if not is_known_family(cast(Hashable, kind)):
+            return value
+        own = kind.__module__.startswith(("torch.distributions.", "kldiv."))
+        parts = [part for name, part in vars(value).items() if name != "_inv"]
+    elif isinstance(value, (list, tuple)):
+        parts = list(value)
+    else:
+        return None if own or value is None or isinstance(value, _DATA) else value
+    return next((found for part in parts if (found := foreign_part(part, own)) is not None), None)
 
 
-def in_double(value: Any, tensors: list[Tensor]) -> Any:
+_DATA = (Tensor, bool, int, float, complex, str, torch.dtype, torch.device, constraints.Constraint)
+
+
+def in_double(value: Any, tensors: list[Tensor], made: dict[int, Tensor] | None = None) -> Any:
     """A private copy in ``float64``, on the graph of the original. See :func:`converted`.
 
     Args:
         tensors: the floating tensors that are met on the way are added to it.
+        made: the copies of tensors by the identity of the original: one for several distributions that share some.
     """
 
     def double(tensor: Tensor) -> Tensor:
         tensors.append(tensor)
         return tensor.double()
 
-    return converted(value, double)
+    return converted(value, double, made)
 
 
 def converted(value: Any, convert: Callable[[Tensor], Tensor], made: dict[int, Tensor] | None = None) -> Any:
@@ -81,10 +113,11 @@ def detached(distribution: Distribution) -> Any:
 
     Raises: TypeError: a distribution of another package, which may hold its parameters anywhere.
     """
-    if not can_be_copied(distribution):
+    if (part := foreign_part(distribution)) is not None:
+        what = "" if part is distribution else f" holds a {type(part).__name__}, and"
         raise TypeError(
-            f"{type(distribution).__name__} holds parts of another package, whose parameters cannot be detached: write "
-            "it as a distribution of torch or kldiv"
+            f"{type(distribution).__name__}{what} is of another package, whose parameters cannot be detached: write it "
+            "as a distribution of torch or kldiv, or as a subclass of one that holds tensors and distributions alone"
         )
     return converted(distribution, Tensor.detach)
 
@@ -122,6 +155,8 @@ def give_exact_logits(distribution: Any) -> None:
             give_exact_logits(value)
     if given_name(distribution, PROBABILITIES) != "probs":
         return
+    if not is_computed_late(cast(Hashable, type(distribution)), "logits"):
+        return  # a subclass has logits of its own
     probs = distribution.probs
     if isinstance(distribution, torch.distributions.Categorical):
         zero = probs == 0

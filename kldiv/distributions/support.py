@@ -11,6 +11,8 @@ from torch.distributions import (
     Distribution,
     Independent,
     MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
     Transform,
     TransformedDistribution,
     VonMises,
@@ -18,12 +20,18 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import ComposeTransform, ExpTransform, IndependentTransform, SigmoidTransform
 
+from kldiv.distributions.diagonal_normal import DiagonalNormal
+from kldiv.numerics import check_broadcast
+
 __all__ = [
     "Support",
     "as_tensor",
     "declared_support",
+    "has_density_everywhere",
     "has_moving_support",
     "inside",
+    "is_elementwise",
+    "reaches_beyond",
     "single_transforms",
     "support_of",
     "without_common_transforms",
@@ -56,7 +64,7 @@ def support_of(distribution: Any) -> Support:
             upper.amax(-1) if isinstance(upper, Tensor) else upper,
             tuple(end for ends in (lower, upper, *inner) if isinstance(ends, Tensor) for end in ends.unbind(-1)),
         )
-    if inspect.getattr_static(type(distribution), "support") is vars(TransformedDistribution)["support"]:
+    if _is_of_transforms(distribution):
         # torch says the last transform's codomain, of which it may reach a part only
         support = support_of(distribution.base_dist)
         for transform in single_transforms(distribution.transforms):
@@ -66,6 +74,71 @@ def support_of(distribution: Any) -> Support:
         return _interval(distribution.support)
     except NotImplementedError:
         return Support(-math.inf, math.inf)
+
+
+def _is_of_transforms(distribution: Any) -> bool:
+    """Whether what the distribution says of its support is what its transforms say."""
+    return inspect.getattr_static(type(distribution), "support") is vars(TransformedDistribution)["support"]
+
+
+def has_density_everywhere(distribution: Any) -> bool:
+    """Whether the support is all real numbers, or not told."""
+    if type(distribution) in (DiagonalNormal, Normal, MultivariateNormal):  # for speed
+        return True
+    if isinstance(distribution, Independent):
+        return has_density_everywhere(distribution.base_dist)
+    if isinstance(distribution, MixtureSameFamily):
+        return has_density_everywhere(distribution.component_distribution)
+    if isinstance(distribution, TransformedDistribution) and _is_of_transforms(distribution):
+        reached = (transform.codomain for transform in distribution.transforms)
+        return has_density_everywhere(distribution.base_dist) and all(map(_is_real, reached))
+    support = declared_support(distribution)
+    return support is None or _is_real(support)
+
+
+def _is_real(constraint: Any) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.real
+
+
+def is_elementwise(distribution: Any) -> bool:
+    """Whether every dimension of an event has an interval as its support, whatever the others are."""
+    if isinstance(distribution, Independent):
+        return is_elementwise(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution) and _is_of_transforms(distribution):
+        events = (t.domain.event_dim or t.codomain.event_dim for t in single_transforms(distribution.transforms))
+        return is_elementwise(distribution.base_dist) and not any(events)
+    return not distribution.event_shape or has_density_everywhere(distribution)
+
+
+def reaches_beyond(p: Distribution, q: Distribution) -> Tensor | bool:
+    r"""Whether the support of p is not inside that of q, by their ends, (\*batch) where these are tensors.
+
+    ``False`` where the ends do not tell: among counts and categories, and where one of the two has no intervals.
+    """
+    if has_density_everywhere(q) or not (is_elementwise(p) and is_elementwise(q)):
+        return False
+    supports = declared_support(p), declared_support(q)
+    if None in supports or any(support.is_discrete for support in supports):
+        return False
+    of_p, of_q = support_of(p), support_of(q)
+    below, above = _is_less(of_p.lower, of_q.lower), _is_less(of_q.upper, of_p.upper)
+    if below is True or above is True:
+        return True
+    outside = below | above
+    if isinstance(outside, bool) or not p.event_shape:
+        return outside
+    shape = check_broadcast(p=p.batch_shape + p.event_shape, q=q.batch_shape + q.event_shape)
+    return outside.expand(shape).flatten(-len(p.event_shape)).any(-1)
+
+
+def _is_less(left: Tensor | float, right: Tensor | float) -> Tensor | bool:
+    if not (isinstance(left, Tensor) or isinstance(right, Tensor)):
+        return left < right
+    like = left if isinstance(left, Tensor) else right
+    left, right = (torch.as_tensor(end, dtype=torch.float64, device=like.device).detach() for end in (left, right))  # type: ignore[union-attr]
+    return (left < right) & ~torch.isclose(left, right, rtol=1e-6, atol=0.0)  # ends may have been computed
 
 
 def _interval(constraint: object) -> Support:
@@ -86,7 +159,8 @@ def single_transforms(transforms: Sequence[Transform]) -> Iterator[Transform]:
 
 
 def _image(transform: Transform, support: Support) -> Support:
-    if _interval(transform.domain) == support:
+    moves = any(isinstance(end, Tensor) for end in support[:2])
+    if not moves and _interval(transform.domain) == support:
         return _interval(transform.codomain)
     images = []
     for end in (support.lower, support.upper, *support.inner):

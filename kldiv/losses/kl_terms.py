@@ -8,16 +8,30 @@ from torch.distributions import Distribution
 
 from kldiv.distributions import (
     DiagonalNormal,
+    GivenSample,
     Pair,
+    check_measures,
     detached,
     matched,
 )
 from kldiv.exact import is_registered_by_user, kl_divergence
 from kldiv.functional import kl_normal
 from kldiv.losses.base import KLTerm, KLValues, check_posterior
-from kldiv.monte_carlo import Draws, GivenDraws, Gradient, Plan, Sampler, Value, average, check_options, check_scramble
+from kldiv.monte_carlo import (
+    Draws,
+    GivenDraws,
+    Gradient,
+    Plan,
+    Sampler,
+    Value,
+    average,
+    before_transforms,
+    check_options,
+    check_scramble,
+)
+from kldiv.numerics import sum_rightmost
 from kldiv.priors import standard_prior
-from kldiv.reduction import Reduction
+from kldiv.reduction import Reduction, reduce, sum_latent
 
 __all__ = [
     "BalancedKLLoss",
@@ -55,6 +69,7 @@ class ExactKLLoss(KLTerm):
         try:
             values = kl_divergence(posterior, prior)
         except NotImplementedError as error:
+            check_measures(posterior, prior)  # no term compares two of different kinds
             raise NotImplementedError(f"{error}. In an ELBO: ELBOLoss(..., kl=kldiv.MonteCarloKLLoss())") from error
         return values
 
@@ -68,10 +83,15 @@ class MonteCarloKLLoss(KLTerm):
     is an unbiased one of the KL in both distributions, whatever the value. A pair that factorises is estimated
     dimension by dimension.
 
-    Called with ``(posterior, prior=None, sample=None)``. ``sample`` is the one the decoder consumed, of shape
-    (\*samples, \*batch, \*event): it is used instead of drawing again, ``num_samples`` and ``sampler`` do not count,
-    and its draws are taken to be independent. In half precision a sample is rounded, by more than its noise if the
-    posterior is narrow: draw from ``DiagonalNormal(mean.float(), log_var.float())``.
+    Called with ``(posterior, prior=None, sample=None, *, sample_log_prob=None)``.
+
+    - ``sample`` is the one the decoder consumed, of shape (\*samples, \*batch, \*event): it is used instead of drawing
+      again, ``num_samples`` and ``sampler`` do not count, and its draws are taken to be independent. A flow gets the
+      very tensor, for it may know its inverse for that alone. In half precision a sample is rounded, by more than its
+      noise if the posterior is narrow: draw from ``DiagonalNormal(mean.float(), log_var.float())``.
+    - ``sample_log_prob`` is ln q(sample), of shape (\*samples, \*batch), where a flow knows it as it samples: the
+      posterior's density is then not evaluated. It goes with ``"pathwise"``, and with ``"score"`` for a sample without
+      gradient.
 
     Args:
         num_samples: draws for each example, at least 1; an even number for ``"antithetic"``.
@@ -108,26 +128,138 @@ class MonteCarloKLLoss(KLTerm):
         self.num_samples, self.value, self.gradient, self.sampler = num_samples, value, gradient, sampler
 
     def unreduced(
-        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
+    ) -> Tensor:
+        return self._estimate(posterior, prior, sample, sample_log_prob)
+
+    def kl_values(
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
+    ) -> KLValues:
+        # a mask may yet hide a NaN
+        return KLValues(self._estimate(posterior, prior, sample, sample_log_prob, names_nan=False))
+
+    def forward(
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
+    ) -> Tensor:
+        return reduce(self.per_example(posterior, prior, sample, sample_log_prob=sample_log_prob), self.reduction)
+
+    def per_example(
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
+    ) -> Tensor:
+        """Nats per example, (N,)."""
+        return sum_latent(self.unreduced(posterior, prior, sample, sample_log_prob=sample_log_prob))
+
+    def per_dimension(
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
+    ) -> Tensor:
+        r"""Nats per example and latent dimension, (N, \*latent).
+
+        Raises: ValueError: the pair does not factorise over its dimensions, or ``sample_log_prob`` is that of whole
+            events; the message names ``per_example``.
+        """
+        if sample_log_prob is None:
+            return super().per_dimension(posterior, prior, sample)
+        if posterior.event_shape:
+            raise ValueError(
+                f"sample_log_prob is that of events of shape {tuple(posterior.event_shape)}, so there is no KL of one "
+                "dimension: use per_example, or leave it out"
+            )
+        return self.unreduced(posterior, prior, sample, sample_log_prob=sample_log_prob)
+
+    def _estimate(
+        self,
+        posterior: Distribution,
+        prior: Distribution | None,
+        sample: Tensor | None,
+        sample_log_prob: Tensor | None,
+        names_nan: bool = True,
     ) -> Tensor:
         check_posterior(posterior, prior)
         if not (sample is None or isinstance(sample, Tensor)):
             raise TypeError(f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample()")
-        shape = posterior.batch_shape + posterior.event_shape
         prior = standard_prior(posterior, like=sample) if prior is None else prior
-        pair = Pair.of(posterior, prior).matched()
+        plan = Plan(self.value, self.gradient, with_error=False, names_nan=names_nan)
+        whole = Pair.of(posterior, prior)
+        if sample_log_prob is not None:
+            self._check_log_prob(posterior, sample, sample_log_prob)
+            # the log-probability is that of the posterior's events, after all transforms
+            pair = whole = whole.matched(apart=not posterior.event_shape)
+        else:
+            whole = whole.matched()
+            pair = whole.before_shared_transforms()
+        draws: Draws
         if sample is None:
             reparametrised = self.gradient != "score"
             draws = Draws(pair.p, pair.p.batch_shape, self.num_samples, self.sampler, 1, reparametrised)
         else:
+            shape = posterior.batch_shape + posterior.event_shape
             if sample.shape[max(sample.ndim - len(shape), 0) :] != shape:
                 raise ValueError(
                     f"sample has the shape {tuple(sample.shape)} and must end in the posterior's, {tuple(shape)}: "
                     f"batch {tuple(posterior.batch_shape)}, event {tuple(posterior.event_shape)}"
                 )
+            if pair.transforms_left:
+                before = before_transforms(pair, posterior, sample)
+                pair, sample = (whole, sample) if before is None else (pair, before)
             draws = GivenDraws(pair.p, pair.widen(sample))
-        found = average(pair, draws, Plan(self.value, self.gradient, with_error=False))
-        return found.value.to(pair.dtype)
+            if sample_log_prob is not None or not (pair.p_can_be_copied and pair.q_can_be_copied):
+                known = sample_log_prob
+                if known is not None:
+                    known = sum_rightmost(known, len(pair.p.event_shape) - len(posterior.event_shape))
+                    known = known.reshape(draws.units, 1, *pair.p.batch_shape)
+                pair = pair._replace(given=GivenSample(draws.sample, sample, known))
+                plan = plan._replace(chunk_size=max(draws.units, 1))
+        return average(pair, draws, plan).value.to(pair.dtype)
+
+    def _check_log_prob(self, posterior: Distribution, sample: Tensor | None, sample_log_prob: Tensor) -> None:
+        """Raises: TypeError, ValueError: what is no log-probability of the sample; a gradient that needs more."""
+        if not isinstance(sample_log_prob, Tensor):
+            raise TypeError(
+                f"sample_log_prob is a {type(sample_log_prob).__name__}, and must be a tensor: ln q(sample), as "
+                "posterior.log_prob(sample) would give it"
+            )
+        if sample is None:
+            raise ValueError("sample_log_prob is ln q(sample): pass the sample too, (posterior, prior, sample, ...)")
+        shape = sample.shape[: sample.ndim - len(posterior.event_shape)]
+        if sample_log_prob.shape != shape:
+            raise ValueError(
+                f"sample_log_prob has the shape {tuple(sample_log_prob.shape)}, and for a sample of shape "
+                f"{tuple(sample.shape)} of events {tuple(posterior.event_shape)} it must be {tuple(shape)}"
+            )
+        wanted, through_sample = sample_log_prob.requires_grad, sample.requires_grad
+        needs_more = {"pathwise": False, "score": wanted and through_sample}.get(
+            self.gradient, wanted or through_sample
+        )
+        if torch.is_grad_enabled() and needs_more:
+            raise ValueError(
+                f"gradient={self.gradient!r} needs ln q at the sample without its gradient, which sample_log_prob has "
+                "not: leave it out, and the posterior is evaluated; or gradient='pathwise' would do"
+            )
 
     def extra_repr(self) -> str:
         options = ("num_samples", "value", "gradient", "sampler", "reduction")

@@ -2,6 +2,7 @@
 
 from kldiv.monte_carlo.estimate import KLEstimate, average, check_options, estimate_kl
 from kldiv.monte_carlo.estimators import Gradient, Plan, Value, check_scramble
+from kldiv.monte_carlo.inverted import before_transforms
 from kldiv.monte_carlo.samplers import Draws, GivenDraws, Sampler, has_pathwise_gradient
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Sampler",
     "Value",
     "average",
+    "before_transforms",
     "check_options",
     "check_scramble",
     "estimate_kl",

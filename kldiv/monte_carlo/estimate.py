@@ -25,7 +25,7 @@ from kldiv.monte_carlo.estimators import (
 )
 from kldiv.monte_carlo.moments import Moments, Variances, variances_of_k3
 from kldiv.monte_carlo.samplers import SAMPLERS, Draws, GivenDraws, Sampler, noise_of
-from kldiv.numerics import check_broadcast
+from kldiv.numerics import check_broadcast, sum_rightmost
 
 __all__ = [
     "KLEstimate",
@@ -89,6 +89,10 @@ def estimate_kl(
     ``"score"``                  2 units      large; works for any p, discrete ones too
     ============================ ============ =========================================================================
 
+    k3 alone has not the mean of the divergence where q has mass and p has none: it is less by that mass, which no
+    sample of p can see. The mass is added where it is known (categories, counts, and one-dimensional q with a ``cdf``);
+    otherwise ``"k3"`` is refused. A p that tells no support, such as a flow, is taken to have mass everywhere.
+
     ``"antithetic"`` pairs u and 1 - u: a lower variance of pathwise gradients, most so far from p = q; that of k1 is
     lower where means differ and higher where scales do.
     ``"sobol"`` has eight independent scrambles of a Sobol net, and a shift of its own for each element of the batch:
@@ -116,7 +120,8 @@ def estimate_kl(
     Raises:
         TypeError: p or q is no distribution.
         ValueError: unknown options; shapes that do not fit; a choice that cannot be right: a p without ``rsample``
-            whose parameters want gradients (except for ``"score"``), too few units, no noise map, no entropy.
+            whose parameters want gradients (except for ``"score"``), too few units, no noise map, no entropy; a NaN
+            log-probability, which the message names. On an accelerator the value is NaN instead: a look would wait.
     Source: Schulman 2020, "Approximating KL divergence"; Kingma & Welling 2014; Roeder et al. 2017; Buchholz et al.
         2018.
 
@@ -126,11 +131,12 @@ def estimate_kl(
     """
     check_distributions("Write it as a distribution: kldiv.DiagonalNormal(mean, log_var)", p=p, q=q)
     check_options(num_samples, value, gradient, sampler)
+    pair = Pair.of(p, q)
     check_broadcast(**{"p.batch_shape": p.batch_shape, "q.batch_shape": q.batch_shape})
     if p.event_shape != q.event_shape:
         raise ValueError(f"p has the event shape {tuple(p.event_shape)} and q {tuple(q.event_shape)}: it must be one")
     batch_dims = max(len(p.batch_shape), len(q.batch_shape))
-    pair = Pair.of(p, q).by_dimension()
+    pair = pair.by_dimension().before_shared_transforms()
     shape = check_broadcast(p=pair.p.batch_shape, q=pair.q.batch_shape)
     plan = Plan(value, gradient, chunk_size, batch_dims, event_dims=len(shape) - batch_dims)
     with noise_of(generator):
@@ -155,8 +161,21 @@ def check_options(num_samples: int, value: str, gradient: str, sampler: str) -> 
 def average(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:
     r"""The mean over all draws of p, (\*batch) without the dimensions of an event, and its standard error."""
     check_choice(pair, draws, plan.gradient)
+    # what k3 misses of its mean: no draw of p can see it
+    missed = pair.missed_mass() if plan.value == "k3" else 0.0
     chunks = _chunks(draws, plan)
-    return _at_once(pair, draws, plan) if len(chunks) == 1 else _by_chunks(pair, draws, plan, chunks)
+    found = _at_once(pair, draws, plan) if len(chunks) == 1 else _by_chunks(pair, draws, plan, chunks)
+    if isinstance(missed, Tensor):
+        batch = pair.p.batch_shape if isinstance(draws, GivenDraws) else draws.batch_shape
+        found = found._replace(value=found.value + sum_rightmost(missed.expand(batch), plan.event_dims))
+    beyond = pair.reaches_beyond()
+    if beyond is False:
+        return found
+    if isinstance(beyond, Tensor) and plan.event_dims:
+        beyond = beyond.flatten(-plan.event_dims).any(-1)
+    # whatever the samples have seen
+    infinite = torch.as_tensor(beyond, device=found.value.device)
+    return KLEstimate(*(torch.where(infinite, torch.inf, each) for each in found))
 
 
 def _at_once(pair: Pair, draws: Draws, plan: Plan) -> KLEstimate:

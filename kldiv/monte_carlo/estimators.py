@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from kldiv.distributions import Pair, has_moving_support
+from kldiv.monte_carlo.looks import check_nan
 from kldiv.monte_carlo.samplers import Draws, GivenDraws, has_pathwise_gradient
 from kldiv.numerics import expm1mx, sum_rightmost
 
@@ -58,6 +59,8 @@ class Plan(NamedTuple):
     """Trailing dimensions of the batch that are independent dimensions of one event: they are summed."""
     with_error: bool = True
     """Whether the standard error is wanted; it is NaN where not."""
+    names_nan: bool = True
+    """Whether a NaN raises, where a look waits for no device. Not where values may be masked later."""
 
 
 # --- values: functions of the log-ratio l = ln p(x) - ln q(x), of ln q(x), and of p
@@ -88,9 +91,11 @@ def k2(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
 def k3(log_ratio: Tensor, log_q: Tensor, p: Distribution) -> Tensor:
     """r - 1 - ln r, with r = q(x)/p(x) = exp(-l): k1 with the control variate r - 1, whose mean is zero.
 
-    Bias: none where p has mass wherever q has. Non-negative: yes, sample by sample. Variance: infinite once E_p r^2 is:
-    for normal distributions when the variance of p in some direction is at most half of q's (a posterior of variance
-    below one half, and the standard normal prior), and then the mean is nearly always too small.
+    Bias: none where p has mass wherever q has; elsewhere the mean is the KL less the mass of q off the support of p,
+    which :func:`average` adds, or refuses where it is not known. Non-negative: yes, sample by sample. Variance:
+    infinite once E_p r^2 is: for normal distributions when the variance of p in some direction is at most half of q's
+    (a posterior of variance below one half, and the standard normal prior), and then the mean is nearly always too
+    small.
 
     Source: Schulman 2020.
     """
@@ -180,7 +185,7 @@ def score(pair: Pair, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Source: Williams 1992; Kool, van Hoof & Welling 2019 (leave-one-out baseline).
     """
-    sample = sample.detach()
+    sample = sample.detach() if sample.requires_grad else sample
     log_p, log_q = pair.log_p(sample), pair.log_q(sample)
     log_ratio = (log_p - log_q).detach()
     of_units = log_ratio.mean(1, keepdim=True)
@@ -242,11 +247,14 @@ def evaluate(pair: Pair, sample: Tensor, plan: Plan, coefficients: Tensor | None
 
     Returns: each unit's mean value (units, \*batch), without a graph, and the mean surrogate (\*batch), both with the
         dimensions of an event summed.
+    Raises: ValueError: a NaN among the values, where a look at them waits for no device.
     """
     options: dict[str, Any] = {} if coefficients is None else {"coefficients": coefficients}
     log_p, log_q, surrogate = GRADIENTS[plan.gradient](pair, sample, **options)
     with torch.no_grad():
         values = VALUES[plan.value](log_p - log_q, log_q, pair.p).mean(1)
+        if plan.names_nan:
+            check_nan(pair, sample, log_p, log_q, values)
     return sum_rightmost(values, plan.event_dims), sum_rightmost(surrogate.mean((0, 1)), plan.event_dims)
 
 

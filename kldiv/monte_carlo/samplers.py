@@ -16,6 +16,7 @@ from torch.distributions import (
     OneHotCategoricalStraightThrough,
     TransformedDistribution,
 )
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 from kldiv.distributions import DiagonalNormal, GumbelSoftmax, device_of
 
@@ -211,7 +212,8 @@ class GivenDraws(Draws):
         self.points = 1
 
     def __call__(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.sample[start:stop]
+        whole = start == 0 and stop in (None, self.units)
+        return self.sample if whole else self.sample[start:stop]
 
 
 def check_num_samples(num_samples: int, sampler: Sampler, scrambles: int) -> None:
@@ -255,11 +257,14 @@ def _draw(
 
 
 def has_pathwise_gradient(p: Distribution) -> bool:
-    """Whether gradients go through samples. Relaxed and straight-through samples are not samples of p: biased."""
-    if not p.has_rsample or isinstance(p, GumbelSoftmax):
+    """Whether gradients go through samples of p. Those of straight-through categories are not samples of them."""
+    if isinstance(p, (GumbelSoftmax, OneHotCategoricalStraightThrough)):
         return False
     base = getattr(p, "base_dist", None)
-    return not isinstance(p, OneHotCategoricalStraightThrough) and (base is None or has_pathwise_gradient(base))
+    if base is None:
+        # torch does not say of the one that it is reparametrised
+        return p.has_rsample or _draws_as(p, LogitRelaxedBernoulli)
+    return has_pathwise_gradient(base) and (p.has_rsample or not base.has_rsample)
 
 
 @contextlib.contextmanager

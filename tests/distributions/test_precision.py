@@ -84,7 +84,8 @@ def test_infinite_where_q_has_no_mass(p, q, chunk_size):
 
 def test_gradients_of_other_elements_stay_finite_beside_an_infinite_one():
     loc = torch.tensor([0.3, 0.5], requires_grad=True)
-    p, q = Normal(loc, torch.tensor([1.0, 1e-3])), Uniform(torch.tensor(-1.0), torch.tensor([0.4, 1.0]))
+    width = torch.tensor([1.0, 1e-3])
+    p, q = Uniform(loc - width, loc + width), Uniform(torch.tensor(-1.0), torch.tensor([0.4, 1.0]))
     value = estimate_kl(p, q, generator=seeded()).value
     assert value.isinf().tolist() == [True, False]
     (gradient,) = torch.autograd.grad(value.sum(), loc)
@@ -131,4 +132,4 @@ class TestOtherPackages:
         class Mine(Normal):
             pass
 
-        assert not can_be_copied(Independent(Mine(torch.zeros(3), 1.0), 1))
+        assert can_be_copied(Independent(Mine(torch.zeros(3), 1.0), 1))
