@@ -126,11 +126,15 @@ class NegativeLogLikelihood(nn.Module):
         prepared = self.prepared(output, target, mask, element_weight)
         if mask is None and element_weight is None:
             return self.per_example_of(prepared.parameters, prepared.target)
-        return sum_latent(prepared.weighed(self.per_element(prepared.parameters, prepared.target)))
+        return self.per_example_of_kept(prepared)
 
     def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         """Nats of each example, (N,), without missing elements. Overridden where there is a shorter way."""
         return sum_latent(self.per_element(parameters, target))
+
+    def per_example_of_kept(self, given: Prepared) -> Tensor:
+        """Nats of each example, (N,), of the elements that are not missing. Overridden where there is a shorter way."""
+        return sum_latent(given.weighed(self.per_element(given.parameters, given.target)))
 
     def prepared(
         self, output: Output, target: Tensor, mask: Tensor | None, element_weight: Tensor | None = None

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from kldiv.kernels import bernoulli_nll, bernoulli_nll_per_example
-from kldiv.likelihoods.base import NegativeLogLikelihood, Output
+from kldiv.likelihoods.base import NegativeLogLikelihood, Output, Prepared
 from kldiv.likelihoods.targets import Support
 from kldiv.numerics import log_sinc, log_sinc_first
 
@@ -41,6 +41,16 @@ class BernoulliNLL(NegativeLogLikelihood):
     def per_example_of(self, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor:
         (logits,) = parameters
         return bernoulli_nll_per_example(logits, target)
+
+    def fill(
+        self, parameters: tuple[Tensor, ...], target: Tensor, missing: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        (logits,) = parameters
+        # a 0 that is certain: 0 nats and a gradient of 0, to the last bit
+        return (logits.masked_fill(missing, -1e4),), target.masked_fill(missing, 0)
+
+    def per_example_of_kept(self, given: Prepared) -> Tensor:
+        return super().per_example_of_kept(given) if given.weight is not None else self.per_example_of(*given[:2])
 
     def mean(self, output: Output) -> Tensor:
         """The probability of a 1."""
