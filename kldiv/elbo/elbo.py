@@ -135,8 +135,8 @@ class ELBOLoss(nn.Module):
 
     def _reconstruction(self, output: Tensor | Sequence[Tensor], target: Tensor, mask: Tensor | None) -> Tensor:
         """-ln p(x|z) of each example, (N,)."""
-        given = () if mask is None else (mask,)  # a likelihood of the user's own may take no mask
-        nll: Tensor = self.reconstruction.per_example(output, target, *given)
+        given = {} if mask is None else {"mask": mask}  # a likelihood of the user's own may take no mask
+        nll: Tensor = self.reconstruction.per_example(output, target, **given)
         return nll
 
     def _kl_values(

@@ -156,7 +156,8 @@ class ImportanceWeightedELBOLoss(nn.Module):
                 or a sample that the output does not depend on.
         """
         if self.training and hasattr(self.reconstruction, "track"):
-            self.reconstruction.track(*self._flattened(output, target, target_mask))
+            flat, mask = self._flattened(output, target, target_mask)
+            self.reconstruction.track(*flat, **mask)
         parts = self._parts(output, target, posterior, prior, sample, target_mask)
         log_weights = parts.log_weights()
         if self.gradient == "sticking_the_landing" and len(log_weights) > 1:
@@ -212,24 +213,28 @@ class ImportanceWeightedELBOLoss(nn.Module):
                     "makes of it these two dimensions again"
                 )
         per_example = getattr(self.reconstruction, "tracked_per_example", self.reconstruction.per_example)
-        nll: Tensor = per_example(*self._flattened(output, target, target_mask))
+        flat, mask = self._flattened(output, target, target_mask)
+        nll: Tensor = per_example(*flat, **mask)
         parts = _Parts(-nll.view(lead), nll.dtype, samples)
         for group in groups:
             parts.add(group["posterior"], group["prior"], group["sample"])
         return parts
 
-    def _flattened(self, output: Any, target: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
-        """Output, target and mask with (K, N) as one dimension, the example."""
+    def _flattened(
+        self, output: Any, target: Tensor, mask: Tensor | None
+    ) -> tuple[tuple[Any, Tensor], dict[str, Tensor]]:
+        """Output and target with (K, N) as one dimension, the example, and so the mask, by name."""
         outputs = [output] if isinstance(output, Tensor) else output
         k = outputs[0].shape[0]
         flat = [each.flatten(0, 1) for each in outputs]
         if mask is not None and check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
-        repeated = [target] if mask is None else [target, mask.expand(target.shape)]
-        return (
-            flat[0] if isinstance(output, Tensor) else flat,
-            *(each.expand(k, *each.shape).flatten(0, 1) for each in repeated),
-        )
+
+        def repeated(each: Tensor) -> Tensor:
+            return each.expand(k, *each.shape).flatten(0, 1)
+
+        given = {} if mask is None else {"mask": repeated(mask.expand(target.shape))}
+        return (flat[0] if isinstance(output, Tensor) else flat, repeated(target)), given
 
     def extra_repr(self) -> str:
         return f"gradient={self.gradient!r}, reduction={self.reduction!r}"
