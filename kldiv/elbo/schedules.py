@@ -39,11 +39,24 @@ class Stepped(nn.Module):
         self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
         self.is_stepped = False
         self._unstepped_uses = 0
+        self._counted: tuple[int, int] | None = None
 
     def step(self, taken: Tensor | int = 1) -> None:
         """Counts one optimiser step; none where ``taken`` is 0, on any device."""
         self.is_stepped = True
         self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
+        if (
+            not (torch.compiler.is_compiling() or isinstance(taken, Tensor) or self.steps_taken.is_inference())
+            and taken > 0
+        ):
+            self._counted = id(self.steps_taken), self.steps_taken._version
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether steps were taken for certain: known without asking the device, and unknown once the count is set."""
+        if torch.compiler.is_compiling() or self._counted is None:
+            return False
+        return self._counted == (id(self.steps_taken), self.steps_taken._version)
 
     def use(self) -> None:
         """Counts a use in training, for the warning. Compiled code counts none."""

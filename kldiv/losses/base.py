@@ -122,8 +122,9 @@ def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) ->
     name = type(posterior).__name__
     if not has_pathwise_gradient(posterior):
         raise ValueError(
-            f"{name} has no reparametrised rsample, and the gradient of {what} goes through the sample: compute it "
-            "under torch.no_grad() for its value alone"
+            f"{name} has no reparametrised rsample, and the gradient of {what} goes through the sample. For discrete "
+            'latents write kldiv.MonteCarloKLLoss(2, gradient="score"), or relax them in a kldiv.ELBOLoss: '
+            "kldiv.GumbelSoftmax(logits).rsample(). For its value alone compute under torch.no_grad()"
         )
     if not sample.requires_grad:
         raise ValueError(

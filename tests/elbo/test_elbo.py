@@ -71,6 +71,7 @@ def test_is_the_same_in_training_and_validation(batch):
     torch.testing.assert_close(elbo.eval()(*batch), training)
 
 
+@pytest.mark.filterwarnings("ignore:the output depends on no parameter")
 def test_gradients_are_those_of_the_loss(batch):
     output, target, posterior = batch
     inputs = [v.clone().requires_grad_() for v in (output, posterior.mean, posterior.log_var)]
@@ -328,6 +329,7 @@ def test_the_weight_can_be_set_anew(batch):
         elbo.weight = -1.0
 
 
+@pytest.mark.filterwarnings("ignore:the output depends on no parameter")
 def test_groups_may_be_a_tuple_and_gradients_reach_every_term(batch):
     output, target, posterior = batch
     mean = posterior.mean.clone().requires_grad_()
