@@ -25,6 +25,12 @@ __all__ = [
 ]
 
 
+_INSTEAD = (
+    "Write elbo(output, target, kldiv.DiagonalNormal(mean, log_var)), or give the KL itself: "
+    "elbo(output, target, None, kl=values), values of shape (N,) or (N, *latent)"
+)
+
+
 class ELBOLoss(nn.Module):
     r"""The negative evidence lower bound of a variational auto-encoder, as a loss.
 
@@ -238,7 +244,7 @@ class ELBOLoss(nn.Module):
                 values = KLValues(values.kl, stop_gradient_unless(gate, values.kl))
         else:
             posterior, prior, sample = group["posterior"], group["prior"], group["sample"]
-            check_distributions("Write elbo(output, target, kldiv.DiagonalNormal(mean, log_var))", posterior=posterior)
+            check_distributions(_INSTEAD, posterior=posterior)
             if gate is not None:
                 posterior, prior, sample = (stop_gradient_unless(gate, each) for each in (posterior, prior, sample))
             if keep is not None:

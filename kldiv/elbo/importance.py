@@ -12,6 +12,7 @@ from kldiv.distributions import Pair, masked_sample
 from kldiv.elbo.masks import check_sample_weight, masked_group, masked_target
 from kldiv.elbo.notices import notices_apply, warn_of_an_unread_sample, warn_of_unreached_posteriors
 from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighted
+from kldiv.likelihoods import NegativeLogLikelihood
 from kldiv.losses import check_posterior, check_sample_gradient
 from kldiv.numerics import check_broadcast, widen
 from kldiv.priors import standard_prior
@@ -162,14 +163,14 @@ class ImportanceWeightedELBOLoss(nn.Module):
         if sample_weight is not None:  # an example of weight 0 may hold anything
             check_sample_weight(sample_weight, len(target))
             rows = sample_weight != 0
-            row_mask = rows.reshape(-1, *[1] * (target.ndim - 1))
             output, target = _masked_outputs(output, rows), masked_target(target, rows)
-            if target_mask is None:
-                target_mask = row_mask
-            else:
-                target_mask = torch.where(row_mask, target_mask, torch.zeros_like(target_mask))
+            if isinstance(self.reconstruction, NegativeLogLikelihood):  # whose variance may be that of the batch
+                row_mask = rows.reshape(-1, *[1] * (target.ndim - 1))
+                kept = row_mask if target_mask is None else target_mask
+                target_mask = torch.where(row_mask, kept, torch.zeros_like(kept))
         if self.training and hasattr(self.reconstruction, "track"):
-            self.reconstruction.track(*self._flattened(output, target, target_mask))
+            flat_output, flat_target, mask = self._flattened(output, target, target_mask)
+            self.reconstruction.track(flat_output, flat_target, **mask)
         parts = self._parts(output, target, posterior, prior, sample, target_mask, rows)
         if not self._has_looked and notices_apply(self):
             self._notice(consumed, latent_groups(posterior, prior=prior, sample=sample))
@@ -239,24 +240,26 @@ class ImportanceWeightedELBOLoss(nn.Module):
                     "makes of it these two dimensions again"
                 )
         per_example = getattr(self.reconstruction, "tracked_per_example", self.reconstruction.per_example)
-        nll: Tensor = per_example(*self._flattened(output, target, target_mask))
+        flat_output, flat_target, mask = self._flattened(output, target, target_mask)
+        nll: Tensor = per_example(flat_output, flat_target, **mask)
         parts = _Parts(-nll.view(lead), nll.dtype, samples)
         for group in groups:
             parts.add(group["posterior"], group["prior"], group["sample"], rows)
         return parts
 
-    def _flattened(self, output: Any, target: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
-        """Output, target and mask with (K, N) as one dimension, the example."""
+    def _flattened(self, output: Any, target: Tensor, mask: Tensor | None) -> tuple[Any, Tensor, dict[str, Tensor]]:
+        """Output, target and, by name, the mask, with (K, N) as one dimension, the example."""
         outputs = [output] if isinstance(output, Tensor) else output
         k = outputs[0].shape[0]
         flat = [each.flatten(0, 1) for each in outputs]
         if mask is not None and check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
-        repeated = [target] if mask is None else [target, mask.expand(target.shape)]
-        return (
-            flat[0] if isinstance(output, Tensor) else flat,
-            *(each.expand(k, *each.shape).flatten(0, 1) for each in repeated),
-        )
+
+        def repeated(each: Tensor) -> Tensor:
+            return each.expand(k, *each.shape).flatten(0, 1)
+
+        given = {} if mask is None else {"mask": repeated(mask.expand(target.shape))}
+        return flat[0] if isinstance(output, Tensor) else flat, repeated(target), given
 
     def extra_repr(self) -> str:
         return f"gradient={self.gradient!r}, reduction={self.reduction!r}"

@@ -14,6 +14,7 @@ __all__ = [
     "KLValues",
     "check_posterior",
     "check_sample_gradient",
+    "check_sample_type",
 ]
 
 
@@ -56,11 +57,17 @@ class KLTerm(nn.Module):
         raise NotImplementedError
 
     def kl_values(
-        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
     ) -> KLValues:
         """The KL divergence, and what enters a loss in its place: for :class:`kldiv.ELBOLoss`.
 
         They are one and the same here. A term that weighs parts of the KL overrides this and returns both.
+        ``sample_log_prob`` is ln q(sample), which a Monte Carlo term uses and a closed form ignores.
         """
         return KLValues(self.unreduced(posterior, prior, sample))
 
@@ -73,6 +80,7 @@ class KLTerm(nn.Module):
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
         """Nats per example, (N,)."""
+        check_sample_type(sample)
         return sum_latent(self.unreduced(posterior, prior, sample))
 
     def per_dimension(
@@ -88,6 +96,7 @@ class KLTerm(nn.Module):
                     f"the {name}, {type(distribution).__name__} of event shape {tuple(distribution.event_shape)}, does "
                     "not factorise over its dimensions, so there is no KL of one dimension: use per_example"
                 )
+        check_sample_type(sample)
         return self.unreduced(posterior, prior, sample)
 
     def extra_repr(self) -> str:
@@ -109,6 +118,15 @@ def check_posterior(posterior: Distribution, prior: Distribution | None = None) 
         raise ValueError(
             f"the posterior has an empty batch shape (event shape {tuple(posterior.event_shape)}), and dimension 0 of "
             "the batch is the example. Add it to the parameters, mean[None], or write posterior.expand((1,))"
+        )
+
+
+def check_sample_type(sample: object) -> None:
+    """Raises: TypeError: a sample that is no tensor."""
+    if not (sample is None or isinstance(sample, Tensor)):
+        raise TypeError(
+            f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample(). Sequences, one entry "
+            "a latent group, are for kldiv.ELBOLoss, where the posterior is one too"
         )
 
 

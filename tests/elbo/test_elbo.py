@@ -271,6 +271,7 @@ def test_saving_and_continuing_equals_never_stopping():
     reason="torch.compile traces the search for a closed form in torch 2.13, and does not in 2.6",
 )
 @slow
+@pytest.mark.filterwarnings("ignore:the output depends on no parameter")
 @pytest.mark.parametrize("kl", [ExactKLLoss, MonteCarloKLLoss])
 def test_compiles_whole_from_a_cold_start(batch, kl):
     pytest.importorskip("torch._inductor")
