@@ -57,15 +57,16 @@ class Covariance(NamedTuple):
         signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(triangle.dtype)
         return triangle * signs.detach()[..., None, :]
 
-    def matrix(self, factor: Tensor | None) -> Tensor:
-        """The covariance itself, from its factor where that was given; where it is out of range, anything."""
+    @property
+    def matrix(self) -> Tensor:
+        """The covariance itself; where it is out of range, anything."""
         if self.kind == "covariance_matrix":
             return self.given
         if self.kind == "log_var":
             return torch.diag_embed(torch.exp(self.given.clamp(min=-700.0, max=700.0)))
         if self.diagonal is not None:
             return self.given @ self.given.mT + torch.diag_embed(self.diagonal)
-        assert factor is not None
+        factor = self.scale_tril
         return factor @ factor.mT
 
 
@@ -116,7 +117,7 @@ def ratio_of_factors(p: Covariance, q: Covariance) -> tuple[Ratio, Tensor | None
         apart = _of_factors(factor_p, factor_q)
     if p.kind == q.kind == "scale_tril" or {p.kind, q.kind} == {"scale_tril", "log_var"}:
         return apart, factor_q
-    matrix_p, matrix_q = p.matrix(factor_p), q.matrix(factor_q)
+    matrix_p, matrix_q = p.matrix, q.matrix
     if p.kind == q.kind == "low_rank" and p.given.shape[-1] == q.given.shape[-1]:
         assert p.diagonal is not None
         assert q.diagonal is not None
@@ -242,8 +243,8 @@ def _in_range(*matrices: Tensor) -> Tensor:
 def _near(apart: Ratio, difference: Tensor, factor_q: Tensor, in_range: Tensor) -> Ratio:
     # M from the difference of the matrices where it is small against q
     identity = torch.eye(difference.shape[-1], dtype=difference.dtype, device=difference.device)
-    ratio = apart.below.detach() + torch.diag_embed(apart.logs.detach().exp())
-    near = ((ratio @ ratio.mT - identity).square().sum((-2, -1), keepdim=True) < 0.25) & in_range
+    square = apart.below.detach().square().sum((-2, -1)) + torch.expm1(apart.logs.detach()).square().sum(-1)
+    near = (square < 0.04)[..., None, None] & in_range
     # where it is not, the branch that is not taken sees no difference
     half = torch.linalg.solve_triangular(factor_q, torch.where(near, difference, 0.0), upper=False)
     whitened = torch.linalg.solve_triangular(factor_q, half.mT, upper=False)
