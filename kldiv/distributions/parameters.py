@@ -47,6 +47,7 @@ __all__ = [
     "given_name",
     "is_computed_late",
     "is_known_family",
+    "log_chance",
     "log_variance",
     "materialise",
     "mean_and_log_var",
@@ -175,12 +176,23 @@ def _logits_of_both(logits: Tensor, probs: Tensor, is_binary: bool) -> Tensor:
     )
     # the branch that is not taken must have a finite gradient
     probs = torch.where(clamped, probs.double(), 0.5)
-    return torch.where(clamped, as_logits("probs", probs) if is_binary else torch.log(probs), logits.double())
+    return torch.where(clamped, as_logits("probs", probs) if is_binary else log_chance(probs), logits.double())
 
 
 def as_logits(name: str, value: Tensor) -> Tensor:
-    """The logits of one outcome of two, of what :func:`given` returns."""
-    return value if name == "logits" else torch.log(value) - torch.log1p(-value)
+    """The logits of one outcome of two, of what :func:`given` returns: infinite at 0 and 1, with a gradient of 0."""
+    if name == "logits":
+        return value
+    none, certain = value <= 0, value >= 1
+    inside = torch.where(none | certain, 0.5, value)
+    logits = torch.log(inside) - torch.log1p(-inside)
+    return logits.masked_fill(none, -torch.inf).masked_fill(certain, torch.inf)
+
+
+def log_chance(probs: Tensor) -> Tensor:
+    """The logarithm of probabilities: minus infinity at 0, with a gradient of 0, as a softmax has it there."""
+    none = probs <= 0
+    return torch.log(torch.where(none, 1.0, probs)).masked_fill(none, -torch.inf)
 
 
 def mean_and_log_var(distribution: Distribution) -> tuple[Tensor, Tensor] | None:

@@ -19,6 +19,7 @@ from kldiv.numerics.special import (
     kl_term,
     log_ratio,
     non_negative,
+    polynomial,
     standardise,
     xmlog1p,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "log_sinc_first",
     "log_sinc_second",
     "non_negative",
+    "polynomial",
     "standardise",
     "stirling_error",
     "sum_rightmost",
