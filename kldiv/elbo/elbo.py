@@ -146,13 +146,11 @@ class ELBOLoss(nn.Module):
             self._notice(output, groups)
         reconstruction = self._reconstruction(output, target, target_mask, element_weight, rows)  # (N,)
 
-        parts, of_modules = self._weights(len(groups), reconstruction)
-        zeros = [is_zero(part, value) for part, value in zip(parts, of_modules, strict=True)]
-        gates = [
-            of_module != 0 if zero is None and torch.is_grad_enabled() else None
-            for of_module, zero in zip(of_modules, zeros, strict=True)
-        ]
-        keeps = [counted(g["posterior"], g["prior"], g["kl"], g["latent_mask"], rows) for g in groups]
+        weights, zeros, gates = self._weights(len(groups), reconstruction)
+        if rows is None and latent_mask is None:
+            keeps: list[Tensor | None] = [None] * len(groups)
+        else:
+            keeps = [counted(g["posterior"], g["prior"], g["kl"], g["latent_mask"], rows) for g in groups]
         values = [
             self._kl_values(group, keep, gates[k % len(gates)])
             for k, (group, keep) in enumerate(zip(groups, keeps, strict=True))
@@ -163,16 +161,15 @@ class ELBOLoss(nn.Module):
         kl_per_group = [weighted(sum_latent(each.kl), sample_weight) for each in values]  # (N,) each
         kl_of_all = total(kl_per_group)
         transformed = self._transformed(values, keeps, sample_weight)
-        weights = [
-            current_weight(part, kl_of_all) if not isinstance(part, nn.Module) else value
-            for part, value in zip(parts, of_modules, strict=True)
-        ]
-        self._observe(parts, reconstruction, kl_per_group, sample_weight)
+        if weights is None:
+            weights = [current_weight(self.weight, kl_of_all)]
+        elif self.training:
+            self._observe(reconstruction, kl_per_group, sample_weight)
 
         reconstruction, kl_of_all = reduce(reconstruction, self.reduction), reduce(kl_of_all, self.reduction)
-        if len(parts) == 1:
+        if len(weights) == 1:
             in_loss = [kl_of_all if transformed is None else reduce(total(transformed), self.reduction)]
-        elif transformed is not None and len(transformed) != len(parts):
+        elif transformed is not None and len(transformed) != len(weights):
             raise ValueError("weight has one entry for each latent group, and the transform joins the groups")
         else:
             in_loss = [reduce(each, self.reduction) for each in (transformed or kl_per_group)]
@@ -209,6 +206,9 @@ class ELBOLoss(nn.Module):
         self, output: Any, target: Tensor, mask: Tensor | None, element_weight: Tensor | None, rows: Tensor | None
     ) -> Tensor:
         """-ln p(x|z) of each example, (N,)."""
+        if mask is None and element_weight is None and rows is None:
+            plain: Tensor = self.reconstruction.per_example(output, target)
+            return plain
         given = {} if element_weight is None else {"element_weight": element_weight}
         ours = isinstance(self.reconstruction, NegativeLogLikelihood)
         if rows is not None and ours:  # which also leaves them out of a variance of the batch
@@ -224,12 +224,22 @@ class ELBOLoss(nn.Module):
         )
         return nll
 
-    def _weights(self, groups: int, like: Tensor) -> tuple[list[Any], list[Any]]:
-        """The weights' modules or numbers, one for all groups or one for each, and what the modules give now."""
-        parts = list(self.weight) if isinstance(self.weight, nn.ModuleList) else [self.weight]
-        if isinstance(self.weight, nn.ModuleList) and len(parts) != groups:
+    def _weights(self, groups: int, like: Tensor) -> tuple[list[Tensor] | None, list[bool | None], list[Tensor | None]]:
+        """What the modules give now, one for all groups or one for each, whether it is 0, and gates for gradients.
+
+        The first is ``None`` for a number: a tensor of the KL's dtype is made of it later.
+        """
+        weight = self.weight
+        if not isinstance(weight, nn.Module):
+            return None, [weight == 0], [None]
+        parts = list(weight) if isinstance(weight, nn.ModuleList) else [weight]
+        if isinstance(weight, nn.ModuleList) and len(parts) != groups:
             raise ValueError(f"weight has {len(parts)} entries and posterior {groups}: one for each latent group")
-        return parts, [current_weight(part, like) if isinstance(part, nn.Module) else None for part in parts]
+        weights = [current_weight(part, like) for part in parts]
+        zeros = [is_zero(part, value) for part, value in zip(parts, weights, strict=True)]
+        unknown = torch.is_grad_enabled() and None in zeros
+        gates = [value != 0 if unknown and zero is None else None for value, zero in zip(weights, zeros, strict=True)]
+        return weights, zeros, gates
 
     def _kl_values(self, group: dict[str, Any], keep: Tensor | None, gate: Tensor | None) -> KLValues:
         r"""The KL of a latent group, (N, \*latent), 0 where it is masked.
@@ -244,14 +254,17 @@ class ELBOLoss(nn.Module):
                 values = KLValues(values.kl, stop_gradient_unless(gate, values.kl))
         else:
             posterior, prior, sample = group["posterior"], group["prior"], group["sample"]
-            check_distributions(_INSTEAD, posterior=posterior)
+            if not isinstance(posterior, Distribution):
+                check_distributions(_INSTEAD, posterior=posterior)
             if gate is not None:
                 posterior, prior, sample = (stop_gradient_unless(gate, each) for each in (posterior, prior, sample))
             if keep is not None:
                 posterior, prior, sample = masked_group(posterior, prior, sample, keep)
             log_prob = group["sample_log_prob"]
-            given = {} if log_prob is None else {"sample_log_prob": log_prob}
-            values = self.kl.kl_values(posterior, prior, sample, **given)
+            if log_prob is None:
+                values = self.kl.kl_values(posterior, prior, sample)
+            else:
+                values = self.kl.kl_values(posterior, prior, sample, sample_log_prob=log_prob)
         if keep is None or group["latent_mask"] is None:
             return values
         shape = values.in_loss.shape
@@ -269,32 +282,30 @@ class ELBOLoss(nn.Module):
         self, values: list[KLValues], keeps: list[Tensor | None], sample_weight: Tensor | None
     ) -> list[Tensor] | None:
         """The KL as it enters the loss, (N,) each, weighted by example; ``None`` where it is the KL itself."""
-        in_loss = [each.in_loss for each in values]
-        if isinstance(self.transform, nn.ModuleList):
-            if len(self.transform) != len(values):
+        in_loss, transform = [each.in_loss for each in values], self.transform
+        if isinstance(transform, nn.ModuleList):
+            if len(transform) != len(values):
                 raise ValueError(
-                    f"transform has {len(self.transform)} entries and posterior {len(values)}: one for each latent "
-                    "group"
+                    f"transform has {len(transform)} entries and posterior {len(values)}: one for each latent group"
                 )
-            each_alone = zip(self.transform, in_loss, keeps, strict=True)
+            each_alone = zip(transform, in_loss, keeps, strict=True)
             transformed = [transform_groups(t, [kl], [keep], sample_weight)[0] for t, kl, keep in each_alone]
-        elif self.transform is not None:
-            transformed = transform_groups(self.transform, in_loss, keeps, sample_weight)
+        elif transform is not None:
+            transformed = transform_groups(transform, in_loss, keeps, sample_weight)
         elif all(each.penalty is None for each in values):
             return None
         else:
             transformed = [weighted(each, sample_weight) for each in in_loss]
         return [sum_latent(each) for each in transformed]
 
-    def _observe(
-        self, parts: list[Any], reconstruction: Tensor, kls: list[Tensor], sample_weight: Tensor | None
-    ) -> None:
+    def _observe(self, reconstruction: Tensor, kls: list[Tensor], sample_weight: Tensor | None) -> None:
         """In training mode a controller notes the terms, (N,) each."""
-        if not self.training:
-            return
-        for k, part in enumerate(parts):
-            if isinstance(part, Controller):
-                part.observe(reconstruction, total(kls) if len(parts) == 1 else kls[k], sample_weight)
+        if isinstance(self.weight, Controller):
+            self.weight.observe(reconstruction, total(kls), sample_weight)
+        elif isinstance(self.weight, nn.ModuleList):
+            for part, kl in zip(self.weight, kls, strict=True):
+                if isinstance(part, Controller):
+                    part.observe(reconstruction, kl, sample_weight)
 
     def _without_value(self, groups: list[dict[str, Any]], in_loss: Tensor) -> Tensor | float:
         """0, with a gradient of 0 for all that the KL depends on: optimisers and DDP count on one."""

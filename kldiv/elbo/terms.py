@@ -83,10 +83,13 @@ def latent_groups(posterior: object, kl: object = None, **given: object) -> list
         posterior, kl: the first of them that is a sequence tells how many groups there are.
     Raises: ValueError: a sequence whose length is not that of the posteriors.
     """
+    everything = {"posterior": posterior, "kl": kl, **given}
+    if not any(isinstance(value, (list, tuple)) for value in everything.values()):
+        return [everything]
     first = posterior if isinstance(posterior, (list, tuple)) else kl
     count = len(first) if isinstance(first, (list, tuple)) else 1
     groups: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in {"posterior": posterior, "kl": kl, **given}.items():
+    for name, value in everything.items():
         entries = [None] * count if value is None else value if isinstance(value, (list, tuple)) else [value]
         if len(entries) != count:
             raise ValueError(f"{name} has {len(entries)} entries and posterior {count}: one for each latent group")

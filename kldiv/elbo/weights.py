@@ -79,7 +79,7 @@ def current_weight(weight: float | nn.Module, like: Tensor) -> Tensor:
         if value.shape != ():
             raise ValueError(f"{type(weight).__name__} gives a weight of shape {tuple(value.shape)}, not ()")
         return value
-    if not isinstance(value, numbers.Real):
+    if type(value) is not float and not isinstance(value, numbers.Real):
         raise TypeError(
             f"{type(weight).__name__} gives a {type(value).__name__} as weight, not a number or a tensor ()"
         )
