@@ -35,12 +35,16 @@ from kldiv.likelihoods import (
     CategoricalNLL,
     ContinuousBernoulliNLL,
     DiscretizedLogisticMixtureNLL,
+    DistributionNLL,
     GaussianNLL,
     LaplaceNLL,
+    MultinomialNLL,
     NegativeBinomialNLL,
     NegativeLogLikelihood,
     OptimalGaussianNLL,
     PoissonNLL,
+    StudentTNLL,
+    ZeroInflatedNegativeBinomialNLL,
     bits_per_dimension,
 )
 from kldiv.losses import (
@@ -56,7 +60,7 @@ from kldiv.losses import (
 )
 from kldiv.monte_carlo import KLEstimate, estimate_kl
 from kldiv.priors import MixturePrior, VampPrior, standard_prior
-from kldiv.quadrature import QuadratureError, kl_quadrature
+from kldiv.quadrature import QuadratureError, kl_quadrature, kl_summation
 
 __version__ = "0.1.0"
 
@@ -76,6 +80,7 @@ __all__ = [
     "DiagonalNormal",
     "DiagonalNormalMixture",
     "DiscretizedLogisticMixtureNLL",
+    "DistributionNLL",
     "ELBOLoss",
     "ELBOTerms",
     "ExactKLLoss",
@@ -94,6 +99,7 @@ __all__ = [
     "LogLikelihood",
     "MixturePrior",
     "MonteCarloKLLoss",
+    "MultinomialNLL",
     "NegativeBinomialNLL",
     "NegativeLogLikelihood",
     "OptimalGaussianNLL",
@@ -102,8 +108,10 @@ __all__ = [
     "PowerSpherical",
     "QuadratureError",
     "Schedule",
+    "StudentTNLL",
     "TotalCorrelationKLLoss",
     "VampPrior",
+    "ZeroInflatedNegativeBinomialNLL",
     "attach",
     "bits_per_dimension",
     "decompose_kl",
@@ -114,6 +122,7 @@ __all__ = [
     "kl_bounds",
     "kl_divergence",
     "kl_quadrature",
+    "kl_summation",
     "register_kl",
     "standard_prior",
     "stream_log_likelihood",

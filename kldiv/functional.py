@@ -79,7 +79,7 @@ def kl_bernoulli(logits_p: Tensor, logits_q: Tensor | float | None = None) -> Te
     close = close + not_p * expm1mx(-torch.log1p(p * torch.expm1(step)))
     apart = p * (functional.logsigmoid(finite_a) - functional.logsigmoid(finite_b))
     apart = apart + not_p * (functional.logsigmoid(-finite_a) - functional.logsigmoid(-finite_b))
-    value = torch.where(near, close, apart)
+    value = torch.where(near, close, apart.clamp(min=0))  # subnormal numbers have rounded below 0
     # where p is 0 or 1, it is -ln of what q gives to that outcome
     sign = torch.where(a > 0, 1.0, -1.0).to(a.dtype)
     value = torch.where(certain, -functional.logsigmoid(sign * finite_b), value)

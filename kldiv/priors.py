@@ -241,7 +241,8 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
         posterior: its support and event shape decide.
         like: a tensor whose dtype and device the prior takes; otherwise the posterior's mean, or a
             draw where it has none.
-    Returns: a distribution with an empty batch shape and the posterior's event shape.
+    Returns: a distribution with an empty batch shape and the posterior's event shape; of categories, with the
+        posterior's batch shape without its first dimension, the example.
     Raises: ValueError: any other support; the message says what to write.
 
     >>> standard_prior(DiagonalNormal(torch.ones(8, 2), torch.ones(8, 2))).event_shape
@@ -251,7 +252,9 @@ def standard_prior(posterior: Distribution, like: Tensor | None = None) -> Distr
     while isinstance(base, Independent):
         base, dims = base.base_dist, dims + base.reinterpreted_batch_ndims
     if isinstance(base, (Categorical, OneHotCategorical)):
-        uniform = type(base)(logits=base.logits.new_zeros(base.logits.shape[-1 - dims :]))
+        # one example's: the posterior's shape without N
+        of_one = base.logits.shape[min(1, base.logits.ndim - 1 - dims) :]
+        uniform = type(base)(logits=base.logits.new_zeros(of_one))
         return Independent(uniform, dims, validate_args=False) if dims else uniform
     name = type(posterior).__name__
     try:

@@ -42,6 +42,7 @@ def test_the_page_on_the_elbo_runs(capsys):
     names = run("elbo.md")
     assert names["terms"].loss.isfinite()
     assert names["mutual_information"].shape == (32,)
+    assert names["table"].reconstruction.isfinite()
     assert re.match(r"-\d+\.\d\d ± 0\.\d\d nats\n", capsys.readouterr().out)
 
 

@@ -3,6 +3,7 @@
 from kldiv.distributions.density import log_density, log_prob
 from kldiv.distributions.diagonal_normal import DiagonalNormal
 from kldiv.distributions.gumbel_softmax import GumbelSoftmax
+from kldiv.distributions.masking import align, masked_distribution, masked_sample, stop_gradient_unless
 from kldiv.distributions.normal_mixture import DiagonalNormalMixture, log_weights
 from kldiv.distributions.pair import GivenSample, Pair, check_distributions, check_measures, matched, result_dtype
 from kldiv.distributions.parameters import (
@@ -11,6 +12,7 @@ from kldiv.distributions.parameters import (
     device_of,
     given,
     given_name,
+    log_chance,
     log_variance,
     materialise,
     mean_and_log_var,
@@ -41,6 +43,7 @@ __all__ = [
     "Pair",
     "PowerSpherical",
     "Support",
+    "align",
     "as_logits",
     "as_tensor",
     "can_be_copied",
@@ -57,10 +60,13 @@ __all__ = [
     "independent_dims",
     "inside",
     "last_transforms",
+    "log_chance",
     "log_density",
     "log_prob",
     "log_variance",
     "log_weights",
+    "masked_distribution",
+    "masked_sample",
     "matched",
     "materialise",
     "mean_and_log_var",
@@ -68,6 +74,7 @@ __all__ = [
     "parameters_of",
     "result_dtype",
     "single_transforms",
+    "stop_gradient_unless",
     "support_of",
     "take_off",
     "widened",

@@ -36,8 +36,15 @@ class DiagonalNormal(Distribution):
     has_rsample = True
 
     def __init__(
-        self, mean: Tensor | float, log_var: Tensor | float, event_dim: int = 1, validate_args: bool | None = None
+        self,
+        mean: Tensor | float,
+        log_var: Tensor | float | None = None,
+        event_dim: int = 1,
+        validate_args: bool | None = None,
+        **misnamed: object,
     ) -> None:
+        if log_var is None or misnamed:
+            raise TypeError(_what_to_write(misnamed))
         check_broadcast(
             **{name: value.shape for name, value in (("mean", mean), ("log_var", log_var)) if isinstance(value, Tensor)}
         )
@@ -103,3 +110,24 @@ class DiagonalNormal(Distribution):
 
     def _sum_event(self, values: Tensor) -> Tensor:
         return sum_rightmost(values, self.event_dim)
+
+
+def _what_to_write(misnamed: dict[str, object]) -> str:
+    """What would work in place of arguments that a DiagonalNormal does not have."""
+    written = {
+        **dict.fromkeys(("scale", "std", "stddev", "sigma"), "log_var=2 * {}.log()"),
+        **dict.fromkeys(("var", "variance", "covariance"), "log_var={}.log()"),
+        **dict.fromkeys(("logvar", "log_variance"), "log_var={}"),
+        **dict.fromkeys(("log_scale", "log_std", "log_sigma"), "log_var=2 * {}"),
+    }
+    for name in misnamed:
+        if name in written:
+            also = ""
+            if "scale" in name or name[0] == "s":
+                also = ", or torch.distributions.Independent(torch.distributions.Normal(mean, scale), 1)"
+            return (
+                f"DiagonalNormal takes the log-variance that a network emits, not {name}=: write "
+                f"DiagonalNormal(mean, {written[name].format(name)}){also}"
+            )
+    found = f"got {', '.join(f'{name}=' for name in misnamed)}" if misnamed else "log_var is missing"
+    return f"{found}: write DiagonalNormal(mean, log_var, event_dim=1)"

@@ -30,8 +30,13 @@ class GumbelSoftmax(OneHotCategorical):
             noisy; large ones are nearly uniform.
         hard: whether samples are one-hot all the same, with the gradient of the relaxed ones (straight through).
         validate_args: as in torch.
-    Raises: ValueError: a temperature that is not positive and finite.
+    Raises: ValueError: a temperature that is not positive and finite. TypeError: torch's order of arguments, with the
+        temperature first.
     Source: Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017.
+
+    One variable of K categories is one row of logits. For bits, each of a logit l, write
+    ``GumbelSoftmax(torch.stack([torch.zeros_like(l), l], -1))``, whose samples have the bit in ``[..., 1]``: ``l`` by
+    itself, of shape (N, 20), is one variable of 20 categories.
 
     A relaxed sample is not drawn from this distribution: Monte Carlo terms refuse gradients through it, and
     ``log_prob`` takes what ``sample()`` draws.
@@ -50,6 +55,17 @@ class GumbelSoftmax(OneHotCategorical):
         hard: bool = False,
         validate_args: bool | None = None,
     ) -> None:
+        if not (isinstance(logits, Tensor) and logits.ndim):
+            what = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise TypeError(
+                f"logits is {what}, and must be a tensor (*batch, K). The order is not that of torch's relaxed "
+                "distributions: write GumbelSoftmax(logits, temperature=0.5)"
+            )
+        if isinstance(temperature, Tensor) and temperature.ndim and temperature.shape == logits.shape[:-1]:
+            raise ValueError(
+                f"temperature {tuple(temperature.shape)} must broadcast to the logits, {tuple(logits.shape)}: write "
+                "temperature[..., None]"
+            )
         if not isinstance(temperature, Tensor) and not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature={temperature} must be positive and finite")
         super().__init__(logits=logits, validate_args=validate_args)

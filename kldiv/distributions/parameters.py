@@ -48,11 +48,13 @@ __all__ = [
     "is_computed_late",
     "is_known_family",
     "is_own",
+    "log_chance",
     "log_variance",
     "materialise",
     "mean_and_log_var",
     "parameter_dtype",
     "parameters_of",
+    "stored",
 ]
 
 
@@ -72,10 +74,38 @@ def is_computed_late(kind: Hashable, name: str) -> bool:
     return isinstance(inspect.getattr_static(kind, name, None), lazy_property)
 
 
+_TRACED = (
+    "_mean",
+    "_param",
+    "_unbroadcasted_scale_tril",
+    "base_dist",
+    "_categorical",
+    "_mixture_distribution",
+    "_component_distribution",
+    "_gamma",
+    "_dirichlet",
+)
+"""Attributes with tensors or distributions, beside those that ``arg_constraints`` name."""
+
+
+def stored(distribution: Distribution) -> list[tuple[str, Any]]:
+    """The names and values of a distribution's attributes.
+
+    Compilers before torch 2.12 do not trace through ``__dict__``. Compiled, they are those of torch's and our names.
+    """
+    if not torch.compiler.is_compiling():
+        return list(distribution.__dict__.items())
+    found: list[tuple[str, Any]] = []
+    for name in (*distribution.arg_constraints, *_TRACED):
+        if name in distribution.__dict__:
+            found.append((name, distribution.__dict__.get(name)))
+    return found
+
+
 def parameter_dtype(distribution: Distribution) -> torch.dtype:
     """The widest dtype of the distribution's parameters, ``float32`` at least."""
     dtype = torch.float32
-    for value in distribution.__dict__.values():
+    for _, value in stored(distribution):
         if isinstance(value, Tensor) and value.is_floating_point():
             dtype = torch.promote_types(dtype, value.dtype)
         elif isinstance(value, Distribution):
@@ -101,9 +131,9 @@ _HELD_BY: dict[type, str] = {
 
 def given_name(distribution: Distribution, names: tuple[str, ...]) -> str | None:
     """The name, of several for one parameter, by which it was given; ``None`` where that can no longer be told."""
-    order = list(distribution.__dict__)
-    present = [name for name in names if name in order]
+    present = [name for name in names if name in distribution.__dict__]
     if len(present) > 1:
+        order = list(distribution.__dict__)
         present = [name for name in present if order.index(name) < order.index("_batch_shape")]
     return present[0] if len(present) == 1 else None
 
@@ -147,12 +177,23 @@ def _logits_of_both(logits: Tensor, probs: Tensor, is_binary: bool) -> Tensor:
     )
     # the branch that is not taken must have a finite gradient
     probs = torch.where(clamped, probs.double(), 0.5)
-    return torch.where(clamped, as_logits("probs", probs) if is_binary else torch.log(probs), logits.double())
+    return torch.where(clamped, as_logits("probs", probs) if is_binary else log_chance(probs), logits.double())
 
 
 def as_logits(name: str, value: Tensor) -> Tensor:
-    """The logits of one outcome of two, of what :func:`given` returns."""
-    return value if name == "logits" else torch.log(value) - torch.log1p(-value)
+    """The logits of one outcome of two, of what :func:`given` returns: infinite at 0 and 1, with a gradient of 0."""
+    if name == "logits":
+        return value
+    none, certain = value <= 0, value >= 1
+    inside = torch.where(none | certain, 0.5, value)
+    logits = torch.log(inside) - torch.log1p(-inside)
+    return logits.masked_fill(none, -torch.inf).masked_fill(certain, torch.inf)
+
+
+def log_chance(probs: Tensor) -> Tensor:
+    """The logarithm of probabilities: minus infinity at 0, with a gradient of 0, as a softmax has it there."""
+    none = probs <= 0
+    return torch.log(torch.where(none, 1.0, probs)).masked_fill(none, -torch.inf)
 
 
 def mean_and_log_var(distribution: Distribution) -> tuple[Tensor, Tensor] | None:
@@ -171,7 +212,7 @@ def log_variance(scale: Tensor) -> Tensor:
 
 def device_of(distribution: Distribution) -> torch.device:
     """Where the distribution's parameters are; the default device where it has none."""
-    for value in distribution.__dict__.values():
+    for _, value in stored(distribution):
         if isinstance(value, Tensor):
             return value.device
         if isinstance(value, Distribution):
@@ -198,7 +239,7 @@ def parameters_of(distribution: Distribution) -> list[Tensor]:
     if not is_known_family(type(distribution)):
         return []
     found: list[Tensor] = []
-    for value in distribution.__dict__.values():
+    for _, value in stored(distribution):
         if isinstance(value, Tensor) and value.requires_grad and not any(value is other for other in found):
             found.append(value)
         elif isinstance(value, Distribution):

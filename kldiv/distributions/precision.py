@@ -16,6 +16,7 @@ from kldiv.distributions.parameters import (
     is_computed_late,
     is_known_family,
     is_own,
+    stored,
 )
 
 __all__ = [
@@ -130,7 +131,7 @@ def widened(distribution: Distribution, dtype: torch.dtype | None = None) -> Dis
     """
     wide: dict[str, Any] = {}
     converted: dict[int, Tensor] = {}  # by the identity of the tensor: what stands under two names is converted once
-    for name, value in distribution.__dict__.items():
+    for name, value in stored(distribution):
         if isinstance(value, Tensor) and value.is_floating_point():
             half = value.dtype in (torch.float16, torch.bfloat16)
             wanted = dtype or (torch.float32 if half else value.dtype)

@@ -66,6 +66,11 @@ class PowerSpherical(Distribution):
             )
         if not isinstance(concentration, Tensor):
             _, concentration = widen(loc, concentration)
+        if loc.ndim > 1 and concentration.shape == (*loc.shape[:-1], 1):
+            raise ValueError(
+                f"concentration {tuple(concentration.shape)} is one for each vector of loc {tuple(loc.shape)}, and "
+                f"must have the shape {tuple(loc.shape[:-1])}: write concentration.squeeze(-1)"
+            )
         batch_shape = check_broadcast(**{"loc[..., 0]": loc.shape[:-1], "concentration": concentration.shape})
         self.loc = loc.expand(batch_shape + loc.shape[-1:])
         self.concentration = concentration.expand(batch_shape)

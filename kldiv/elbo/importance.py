@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import Pair
+from kldiv.distributions import Pair, masked_sample
+from kldiv.elbo.masks import check_sample_weight, masked_group, masked_target
+from kldiv.elbo.notices import notices_apply, warn_of_an_unread_sample, warn_of_unreached_posteriors
 from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighted
+from kldiv.likelihoods import NegativeLogLikelihood
 from kldiv.losses import check_posterior, check_sample_gradient
 from kldiv.numerics import check_broadcast, widen
 from kldiv.priors import standard_prior
@@ -124,6 +127,7 @@ class ImportanceWeightedELBOLoss(nn.Module):
             raise ValueError(f"gradient={gradient!r} is none of {', '.join(map(repr, GRADIENTS))}")
         self.reconstruction, self.gradient = check_likelihood(reconstruction), gradient
         self.reduction = check_reduction(reduction)
+        self._has_looked = False  # at what the output depends on
 
     def forward(
         self,
@@ -155,9 +159,21 @@ class ImportanceWeightedELBOLoss(nn.Module):
                 ``"sticking_the_landing"``, K > 1; with ``"dreg"``, a posterior that depends on another group's sample,
                 or a sample that the output does not depend on.
         """
+        rows, consumed = None, output
+        if sample_weight is not None:  # an example of weight 0 may hold anything
+            check_sample_weight(sample_weight, len(target))
+            rows = sample_weight != 0
+            output, target = _masked_outputs(output, rows), masked_target(target, rows)
+            if isinstance(self.reconstruction, NegativeLogLikelihood):  # whose variance may be that of the batch
+                row_mask = rows.reshape(-1, *[1] * (target.ndim - 1))
+                kept = row_mask if target_mask is None else target_mask
+                target_mask = torch.where(row_mask, kept, torch.zeros_like(kept))
         if self.training and hasattr(self.reconstruction, "track"):
-            self.reconstruction.track(*self._flattened(output, target, target_mask))
-        parts = self._parts(output, target, posterior, prior, sample, target_mask)
+            flat_output, flat_target, mask = self._flattened(output, target, target_mask)
+            self.reconstruction.track(flat_output, flat_target, **mask)
+        parts = self._parts(output, target, posterior, prior, sample, target_mask, rows)
+        if not self._has_looked and notices_apply(self):
+            self._notice(consumed, latent_groups(posterior, prior=prior, sample=sample))
         log_weights = parts.log_weights()
         if self.gradient == "sticking_the_landing" and len(log_weights) > 1:
             raise ValueError(
@@ -180,6 +196,11 @@ class ImportanceWeightedELBOLoss(nn.Module):
         loss, reconstruction, kl, *kl_per_group = (reduce(term, self.reduction) for term in terms)
         return ELBOTerms(loss, loss, reconstruction, kl, loss.new_ones(()), tuple(kl_per_group))
 
+    def _notice(self, output: Any, groups: list[dict[str, Any]]) -> None:
+        self._has_looked = warn_of_unreached_posteriors(output, groups)
+        if self._has_looked:
+            warn_of_an_unread_sample(output, groups)
+
     def log_weights(
         self,
         output: Tensor | Sequence[Tensor],
@@ -195,7 +216,14 @@ class ImportanceWeightedELBOLoss(nn.Module):
         return parts.log_weights().to(parts.dtype)
 
     def _parts(
-        self, output: Any, target: Tensor, posterior: Any, prior: Any, sample: Any, target_mask: Tensor | None
+        self,
+        output: Any,
+        target: Tensor,
+        posterior: Any,
+        prior: Any,
+        sample: Any,
+        target_mask: Tensor | None,
+        rows: Tensor | None = None,
     ) -> "_Parts":
         groups = latent_groups(posterior, prior=prior, sample=sample)
         samples = [group["sample"] for group in groups]
@@ -212,24 +240,26 @@ class ImportanceWeightedELBOLoss(nn.Module):
                     "makes of it these two dimensions again"
                 )
         per_example = getattr(self.reconstruction, "tracked_per_example", self.reconstruction.per_example)
-        nll: Tensor = per_example(*self._flattened(output, target, target_mask))
+        flat_output, flat_target, mask = self._flattened(output, target, target_mask)
+        nll: Tensor = per_example(flat_output, flat_target, **mask)
         parts = _Parts(-nll.view(lead), nll.dtype, samples)
         for group in groups:
-            parts.add(group["posterior"], group["prior"], group["sample"])
+            parts.add(group["posterior"], group["prior"], group["sample"], rows)
         return parts
 
-    def _flattened(self, output: Any, target: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
-        """Output, target and mask with (K, N) as one dimension, the example."""
+    def _flattened(self, output: Any, target: Tensor, mask: Tensor | None) -> tuple[Any, Tensor, dict[str, Tensor]]:
+        """Output, target and, by name, the mask, with (K, N) as one dimension, the example."""
         outputs = [output] if isinstance(output, Tensor) else output
         k = outputs[0].shape[0]
         flat = [each.flatten(0, 1) for each in outputs]
         if mask is not None and check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
             raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
-        repeated = [target] if mask is None else [target, mask.expand(target.shape)]
-        return (
-            flat[0] if isinstance(output, Tensor) else flat,
-            *(each.expand(k, *each.shape).flatten(0, 1) for each in repeated),
-        )
+
+        def repeated(each: Tensor) -> Tensor:
+            return each.expand(k, *each.shape).flatten(0, 1)
+
+        given = {} if mask is None else {"mask": repeated(mask.expand(target.shape))}
+        return flat[0] if isinstance(output, Tensor) else flat, repeated(target), given
 
     def extra_repr(self) -> str:
         return f"gradient={self.gradient!r}, reduction={self.reduction!r}"
@@ -245,8 +275,11 @@ class _Parts:
         self.pairs: list[tuple[Pair, Tensor]] = []
         self.conditional = False
 
-    def add(self, posterior: Distribution, prior: Distribution | None, sample: Tensor) -> None:
+    def add(self, posterior: Distribution, prior: Distribution | None, sample: Tensor, rows: Tensor | None) -> None:
         check_posterior(posterior, prior)
+        keep = None if rows is None else _kept(posterior, sample, rows)
+        if keep is not None:
+            posterior, prior, _ = masked_group(posterior, prior, None, keep)
         prior = standard_prior(posterior, like=sample) if prior is None else prior
         shape = tuple(posterior.batch_shape + posterior.event_shape)
         if shape not in (tuple(sample.shape), tuple(sample.shape[1:])):
@@ -261,6 +294,8 @@ class _Parts:
         pair = pair.matched()
         self.dtype = torch.promote_types(self.dtype, pair.dtype)
         wide = pair.widen(sample)
+        if keep is not None:
+            wide = masked_sample(wide, keep, posterior)
         self.log_posterior.append(_per_sample(pair.log_p(wide)))
         self.log_prior.append(_per_sample(pair.log_q(wide)))
         self.pairs.append((pair, wide))
@@ -317,6 +352,21 @@ def _double_surrogate(parts: _Parts, log_weights: Tensor) -> Tensor:
         gradient = torch.where(scale != 0, gradient, 0.0)
         surrogate = surrogate + _per_sample(scale * gradient * sample).sum(0)
     return surrogate
+
+
+def _masked_outputs(output: Any, rows: Tensor) -> Any:
+    """A decoder's output, (K, N, ...), with 0 in the examples that do not count."""
+    if isinstance(output, Tensor):
+        shape = (1, -1, *[1] * (output.ndim - 2))
+        return torch.where(rows.reshape(shape), output, 0.0) if output.ndim > 1 else output
+    return [_masked_outputs(each, rows) for each in output]
+
+
+def _kept(posterior: Distribution, sample: Tensor, rows: Tensor) -> Tensor | None:
+    """Which examples of a posterior's batch count: (N,), or (K, N) where it depends on another group's sample."""
+    if posterior.batch_shape[:1] == rows.shape:
+        return rows
+    return rows.expand(len(sample), len(rows)) if posterior.batch_shape[1:2] == rows.shape else None
 
 
 def _per_sample(values: Tensor) -> Tensor:

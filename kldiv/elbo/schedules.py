@@ -3,7 +3,7 @@
 import math
 import warnings
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,24 @@ class Stepped(nn.Module):
         self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
         self.is_stepped = False
         self._unstepped_uses = 0
+        self._counted: tuple[int, int] | None = None
 
     def step(self, taken: Tensor | int = 1) -> None:
         """Counts one optimiser step; none where ``taken`` is 0, on any device."""
         self.is_stepped = True
         self.steps_taken += taken.to(self.steps_taken.device) if isinstance(taken, Tensor) else taken
+        if (
+            not (torch.compiler.is_compiling() or isinstance(taken, Tensor) or self.steps_taken.is_inference())
+            and taken > 0
+        ):
+            self._counted = id(self.steps_taken), self.steps_taken._version
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether steps were taken for certain: known without asking the device, and unknown once the count is set."""
+        if torch.compiler.is_compiling() or self._counted is None:
+            return False
+        return self._counted == (id(self.steps_taken), self.steps_taken._version)
 
     def use(self) -> None:
         """Counts a use in training, for the warning. Compiled code counts none."""
@@ -58,6 +71,32 @@ class Stepped(nn.Module):
             self._warn()
         super().train(mode)
         return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        before = len(missing_keys)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        # a checkpoint of before there was this schedule, or of another kind of weight: what it lacks stays as it is
+        lacking = [key for key in missing_keys[before:] if key.startswith(prefix)]
+        missing_keys[:] = [key for key in missing_keys if key not in lacking]
+        if prefix:
+            unexpected_keys[:] = [key for key in unexpected_keys if not key.startswith(prefix)]
+        if f"{prefix}steps_taken" in lacking:
+            warnings.warn(
+                f"the checkpoint has no {prefix}steps_taken: {type(self).__name__} begins at its start. To go on from "
+                "another step write steps_taken.fill_(n)",
+                stacklevel=2,
+            )
 
     def _warn(self) -> None:
         uses, self.is_stepped = self._unstepped_uses, True  # warn once
@@ -80,13 +119,14 @@ class Schedule(Stepped):
         RuntimeError: when called, with a ``fraction`` and without the length of the run.
     """
 
-    def __init__(self, *, steps: int | None = None, fraction: float | None = None) -> None:
+    def __init__(self, steps: int | None = None, *, fraction: float | None = None) -> None:
         super().__init__()
         name = type(self).__name__
         if (steps is None) == (fraction is None):
             raise ValueError(f"{name} takes either steps or fraction: {name}(steps=5000) or {name}(fraction=0.2)")
         if steps is not None and steps < 1:
-            raise ValueError(f"steps={steps}: at least one step")
+            part = f". For a part of the run write fraction={steps}" if 0 < steps < 1 else ""
+            raise ValueError(f"steps={steps}: at least one step{part}")
         if fraction is not None and not 0 < fraction <= 1:
             raise ValueError(f"fraction={fraction} is not in (0, 1]")
         self.steps, self.fraction = steps, fraction
@@ -128,9 +168,9 @@ class Warmup(Schedule):
     """From ``start`` to ``end``. A subclass computes :meth:`rise`, the part of the way that is gone, from 0 to 1."""
 
     def __init__(
-        self, *, steps: int | None = None, fraction: float | None = None, start: float = 0.0, end: float = 1.0
+        self, steps: int | None = None, *, fraction: float | None = None, start: float = 0.0, end: float = 1.0
     ) -> None:
-        super().__init__(steps=steps, fraction=fraction)
+        super().__init__(steps, fraction=fraction)
         self.start, self.end = start, end
 
     def rise(self, progress: Tensor) -> Tensor:
@@ -212,15 +252,15 @@ class CyclicalWarmup(Schedule):
 
     def __init__(
         self,
-        *,
         steps: int | None = None,
+        *,
         fraction: float | None = None,
         cycles: int = 4,
         rise: float = 0.5,
         start: float = 0.0,
         end: float = 1.0,
     ) -> None:
-        super().__init__(steps=steps, fraction=fraction)
+        super().__init__(steps, fraction=fraction)
         if cycles < 1:
             raise ValueError(f"cycles={cycles}: at least one")
         if not 0 < rise <= 1:
@@ -256,11 +296,14 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = No
 
     Args:
         elbo: an :class:`kldiv.ELBOLoss`, or any module with schedules in it.
-        optimizer: the optimiser whose steps count.
+        optimizer: the optimiser whose steps count, or what wraps it, as Accelerate does.
         total_steps: the steps of the whole run, for schedules given as a ``fraction``. Infinite means unknown.
     Returns: a handle; its ``remove()`` ends the counting.
-    Raises: ValueError: ``total_steps`` below 1.
+    Raises: ValueError: ``total_steps`` below 1. TypeError: what is no optimiser.
+    Warns: UserWarning: a learned parameter of a likelihood, a KL term or a weight in ``elbo`` that no optimiser which
+        is attached has.
     """
+    optimizer = _unwrapped(optimizer)
     if total_steps is not None and math.isinf(total_steps):  # Lightning's, for a run without an end
         total_steps = None
     if total_steps is not None and total_steps < 1:
@@ -273,6 +316,8 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = No
         if isinstance(part, Schedule) and total_steps is not None:
             part.total_steps = int(total_steps)
 
+    _warn_of_what_nobody_learns(elbo, optimizer)
+
     def count(optimizer: Optimizer, *_: Any) -> None:
         # a fused optimiser under a gradient scaler skips a step in its kernel, and sets this flag
         skipped = getattr(optimizer, "found_inf", None)
@@ -282,3 +327,42 @@ def attach(elbo: nn.Module, optimizer: Optimizer, total_steps: float | None = No
                 part.step(taken)
 
     return optimizer.register_step_post_hook(count)
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    """The optimiser itself, of one that Accelerate or Lightning has wrapped."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not (isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, and must be a torch.optim.Optimizer: "
+            "kldiv.attach(elbo, torch.optim.Adam(model.parameters()))"
+        )
+    return optimizer
+
+
+# for each module whose schedules were attached, the optimisers that it was attached to
+_attached_to: WeakKeyDictionary[nn.Module, WeakSet[Optimizer]] = WeakKeyDictionary()
+
+
+def _warn_of_what_nobody_learns(elbo: nn.Module, optimizer: Optimizer) -> None:
+    """Warns of parameters of a bound's own parts: of a likelihood or a KL term, a weight or a transform."""
+    optimizers = _attached_to.setdefault(elbo, WeakSet())
+    optimizers.add(optimizer)
+    learned = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+    parts = [
+        (name, part)
+        for name, part in elbo.named_modules()
+        if hasattr(part, "per_example") or hasattr(part, "kl_values") or isinstance(part, Stepped)
+    ]
+    for name, part in parts:
+        for own, parameter in part.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in learned:
+                path = f"{name}.{own}" if name else own
+                warnings.warn(
+                    f"the parameter {path} of {type(part).__name__} is in no optimiser and will not be learned. Give "
+                    "the optimiser the parameters of the ELBO too: "
+                    "torch.optim.Adam([*model.parameters(), *elbo.parameters()])",
+                    stacklevel=3,
+                )
+                return

@@ -27,7 +27,7 @@ class ELBOTerms(NamedTuple):
     kl: Tensor
     """The KL divergence itself, neither transformed nor weighted."""
     weight: Tensor
-    """The weight of the KL in the loss, of shape ()."""
+    """The weight of the KL in the loss, of shape (), or (G,) where each of G latent groups has its own."""
     kl_per_group: tuple[Tensor, ...] = ()
     """The KL of each latent group, one for each entry of a sequence of posteriors. Their sum is ``kl``."""
 
@@ -74,16 +74,22 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return sum(terms[1:], terms[0])
 
 
-def latent_groups(posterior: object, **given: object) -> list[dict[str, Any]]:
+def latent_groups(posterior: object, kl: object = None, **given: object) -> list[dict[str, Any]]:
     """The arguments of each latent group, by name.
 
     A sequence has one entry for each group. ``None`` is ``None`` for each, and anything else belongs to the only one.
 
+    Args:
+        posterior, kl: the first of them that is a sequence tells how many groups there are.
     Raises: ValueError: a sequence whose length is not that of the posteriors.
     """
-    count = len(posterior) if isinstance(posterior, (list, tuple)) else 1
+    everything = {"posterior": posterior, "kl": kl, **given}
+    if not any(isinstance(value, (list, tuple)) for value in everything.values()):
+        return [everything]
+    first = posterior if isinstance(posterior, (list, tuple)) else kl
+    count = len(first) if isinstance(first, (list, tuple)) else 1
     groups: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in {"posterior": posterior, **given}.items():
+    for name, value in everything.items():
         entries = [None] * count if value is None else value if isinstance(value, (list, tuple)) else [value]
         if len(entries) != count:
             raise ValueError(f"{name} has {len(entries)} entries and posterior {count}: one for each latent group")

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from kldiv.distributed import world_mean
+from kldiv.distributed import world_mean, world_sum
+from kldiv.distributions import align
 from kldiv.elbo.terms import weighted
 from kldiv.reduction import sum_latent
 
@@ -70,12 +71,13 @@ class FreeBits(nn.Module):
         """Whether the result is a statistic of the batch, so that the examples must be weighted before it."""
         return self.batch_mean
 
-    def forward(self, kl: Tensor) -> Tensor:
+    def forward(self, kl: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The transformed KL. Where ``keep``, a boolean that broadcasts to it, is False, nothing counts and costs."""
         if self.per != "dimension":
-            kl = sum_latent(kl).reshape(-1, *[1] * max(kl.ndim - 1, 1))
+            kl, keep = _summed(kl, keep)
         if not self.batch_mean:
-            return kl.clamp(min=self.nats)
-        return _batch_mean(kl, self).clamp(min=self.nats).expand(kl.shape)
+            return _only(kl.clamp(min=self.nats), keep)
+        return _only(_batch_mean(kl, keep, self).clamp(min=self.nats).expand(kl.shape), keep)
 
     def extra_repr(self) -> str:
         return f"nats={self.nats}, per={self.per!r}, batch_mean={self.batch_mean}"
@@ -115,60 +117,78 @@ class Capacity(nn.Module):
             raise ValueError(f"gain={gain} must be finite and positive")
         self.nats, self.gain, self.process_group = nats, gain, process_group
 
-    def forward(self, kl: Tensor) -> Tensor:
-        total = sum_latent(kl).reshape(-1, *[1] * max(kl.ndim - 1, 1))
+    def forward(self, kl: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The transformed KL. Where ``keep``, a boolean that broadcasts to it, is False, nothing counts and costs."""
+        total, keep = _summed(kl, keep)
         capacity = self.nats() if isinstance(self.nats, nn.Module) else self.nats
-        return (self.gain * (_batch_mean(total, self) - capacity).abs()).expand(total.shape)
+        return _only((self.gain * (_batch_mean(total, keep, self) - capacity).abs()).expand(total.shape), keep)
 
     def extra_repr(self) -> str:
         return f"gain={self.gain}" if isinstance(self.nats, nn.Module) else f"nats={self.nats}, gain={self.gain}"
 
 
 def transform_groups(
-    transform: nn.Module, kls: list[Tensor], masks: list[Tensor | None], sample_weight: Tensor | None
+    transform: nn.Module, kls: list[Tensor], keeps: list[Tensor | None], sample_weight: Tensor | None
 ) -> list[Tensor]:
     r"""The transformed and weighted KL: of each latent group, or one tensor where the transform joins the groups.
 
     Args:
         transform: applied part by part where it is a ``nn.Sequential``.
         kls: the KL of each latent group, (N, \*latent).
-        masks: the latent mask of each group, which has been applied to its KL already.
+        keeps: where each group's latents count, booleans whose leading dimensions are those of the KL, which is 0
+            elsewhere; ``None``: everywhere.
         sample_weight: (N,). Weights multiply before the first statistic of the batch, which is then one of the
             weighted examples; without such a statistic they multiply last.
     Raises: ValueError: a part that does not keep the examples; the message holds both shapes.
     """
     transformed, is_weighted = kls, False
+    keeps = [None if keep is None else align(keep, kl.ndim) for kl, keep in zip(kls, keeps, strict=True)]
     for part in _parts(transform):
         if not is_weighted and _is_of_batch(part):
             transformed, is_weighted = [weighted(kl, sample_weight) for kl in transformed], True
         if getattr(part, "joins_groups", False) and len(transformed) > 1:
+            if any(keep is not None for keep in keeps):
+                filled = [_everywhere(kl, keep).flatten(1) for kl, keep in zip(transformed, keeps, strict=True)]
+                keeps = [torch.cat(filled, 1)]
+            else:
+                keeps = [None]
             transformed = [torch.cat([kl.flatten(1) if kl.ndim > 1 else kl[:, None] for kl in transformed], 1)]
-        transformed = [_keeping_examples(part, kl) for kl in transformed]
-    if not is_weighted:
-        transformed = [weighted(kl, sample_weight) for kl in transformed]
-    if len(transformed) != len(kls):
-        return transformed
-    of_batch = _is_of_batch(transform)
-    return [
-        result if mask is None or result.shape != kl.shape else _masked_again(result, mask, of_batch)
-        for result, kl, mask in zip(transformed, kls, masks, strict=True)
-    ]
+        pairs = [_applied(part, kl, keep) for kl, keep in zip(transformed, keeps, strict=True)]
+        transformed, keeps = [kl for kl, _ in pairs], [keep for _, keep in pairs]
+    return transformed if is_weighted else [weighted(kl, sample_weight) for kl in transformed]
 
 
-def _keeping_examples(part: nn.Module, kl: Tensor) -> Tensor:
-    result: Tensor = part(kl)
+def _applied(part: nn.Module, kl: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What a part makes of a KL, 0 where nothing counts, and where the result counts."""
+    result: Tensor = part(kl) if keep is None or not isinstance(part, (FreeBits, Capacity)) else part(kl, keep)
     if result.shape[:1] != kl.shape[:1]:
         raise ValueError(
             f"{type(part).__name__} makes {tuple(result.shape)} of a KL of shape {tuple(kl.shape)}, and a transform "
             "maps (N, ...) to (N, ...): expand a statistic of the batch over N"
         )
-    return result
+    if keep is None:
+        return result, None
+    if result.shape != kl.shape:
+        keep = align(_everywhere(kl, keep).flatten(1).any(1), result.ndim)
+    return _only(result, keep), keep
 
 
-def _masked_again(transformed: Tensor, mask: Tensor, of_batch: bool) -> Tensor:
-    """Masked latents cost no free bits. A statistic of the batch is masked where the whole batch is."""
-    masked = (mask == 0).expand(transformed.shape)
-    return transformed.masked_fill(masked.all(0) if of_batch else masked, 0)
+def _everywhere(kl: Tensor, keep: Tensor | None) -> Tensor:
+    """Where the KL counts, in its shape, with a latent dimension at least."""
+    full = torch.ones_like(kl, dtype=torch.bool) if keep is None else keep.expand(kl.shape)
+    return full if full.ndim > 1 else full[:, None]
+
+
+def _only(values: Tensor, keep: Tensor | None) -> Tensor:
+    return values if keep is None else torch.where(keep, values, 0.0)
+
+
+def _summed(kl: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The sum over latent dimensions, each of size 1, and whether any of them counts."""
+    shape = (-1, *[1] * max(kl.ndim - 1, 1))
+    return sum_latent(kl).reshape(shape), None if keep is None else _everywhere(kl, keep).flatten(1).any(1).reshape(
+        shape
+    )
 
 
 def _parts(transform: nn.Module) -> list[nn.Module]:
@@ -182,7 +202,13 @@ def _is_of_batch(transform: nn.Module) -> bool:
     return any(getattr(part, "is_of_batch", False) for part in transform.modules())
 
 
-def _batch_mean(kl: Tensor, transform: nn.Module) -> Tensor:
+def _batch_mean(kl: Tensor, keep: Tensor | None, transform: Any) -> Tensor:
+    """The mean over the batch, in training of all processes; of what counts, where that is not everything."""
+    if keep is None:
+        if transform.training:
+            return world_mean(kl, transform.process_group)
+        return kl.sum(0) / max(kl.shape[0], 1)
+    total, count = kl.sum(0), keep.expand(kl.shape).sum(0).to(kl.dtype)
     if transform.training:
-        return world_mean(kl, transform.process_group)
-    return kl.sum(0) / max(kl.shape[0], 1)
+        total, count = (world_sum(each, transform.process_group) for each in (total, count))
+    return total / count.clamp(min=1)

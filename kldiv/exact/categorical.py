@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Multinomial, OneHotCategorical
 
-from kldiv.distributions import given
+from kldiv.distributions import given, log_chance
 from kldiv.exact.registry import register_kl
 from kldiv.functional import kl_categorical
 from kldiv.tables import relative_entropy
@@ -52,6 +52,6 @@ def _kl_categories(p: Any, q: Any) -> Tensor:
     if kind_p == kind_q == "probs":
         return relative_entropy(value_p, value_q, validate=False)
     logits_p, logits_q = (
-        value if kind == "logits" else torch.log(value) for kind, value in ((kind_p, value_p), (kind_q, value_q))
+        value if kind == "logits" else log_chance(value) for kind, value in ((kind_p, value_p), (kind_q, value_q))
     )
     return kl_categorical(logits_p, logits_q)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Distribution, Geometric, NegativeBinomial, Poisson
 
-from kldiv.distributions import given
+from kldiv.distributions import given, log_chance
 from kldiv.exact.registry import register_kl
 from kldiv.numerics import kl_term
 
@@ -55,8 +55,9 @@ def kl_poisson_to_finite(p: Poisson, q: Distribution) -> Tensor:
     Source: Kullback & Leibler 1951.
     """
     trials = q.total_count.double() if isinstance(q, Binomial) else torch.ones((), dtype=torch.float64)
-    none = times(trials.to(p.rate.device), -torch.log(chance(q, failure=True)))
-    return torch.where(p.rate > 0, torch.inf, none)
+    kind, value = given(q)
+    failure = torch.nn.functional.logsigmoid(-value) if kind == "logits" else _log1m(value)
+    return torch.where(p.rate > 0, torch.inf, times(trials.to(p.rate.device), -failure))
 
 
 @register_kl(Bernoulli, Binomial)
@@ -114,7 +115,7 @@ def log_mass(distribution: Any, counts: Tensor) -> Tensor:
     if kind == "logits":
         success, failure = torch.nn.functional.logsigmoid(value), torch.nn.functional.logsigmoid(-value)
     else:
-        success, failure = torch.log(value), torch.log1p(-value)
+        success, failure = log_chance(value), _log1m(value)
     if isinstance(distribution, Geometric):
         return success + _power(counts, failure)
     if isinstance(distribution, NegativeBinomial):
@@ -128,6 +129,12 @@ def log_mass(distribution: Any, counts: Tensor) -> Tensor:
     ways = torch.lgamma(total + 1) - torch.lgamma(counts + 1) - torch.lgamma(left + 1)
     mass = ways + _power(counts, success) + _power(left, failure)
     return mass.masked_fill(counts > total, -torch.inf)
+
+
+def _log1m(probs: Tensor) -> Tensor:
+    # ln(1 - probs), with a gradient of 0 where it is minus infinity
+    certain = probs >= 1
+    return torch.log1p(-torch.where(certain, 0.0, probs)).masked_fill(certain, -torch.inf)
 
 
 def _power(count: Tensor, log: Tensor) -> Tensor:

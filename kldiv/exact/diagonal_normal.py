@@ -1,11 +1,13 @@
 """Normal distributions given by log-variances, against each other and against full covariances."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from kldiv.distributions import DiagonalNormal, factorise, log_variance
-from kldiv.exact.multivariate_normal import kl_multivariate_normal
+from kldiv.exact.multivariate_normal import Covariance, covariance, kl_of_covariances
 from kldiv.exact.registry import no_form_for_these, register_kl
 from kldiv.functional import kl_normal
 from kldiv.numerics import sum_rightmost
@@ -63,22 +65,21 @@ def kl_normal_to_diagonal_normal(p: Normal, q: DiagonalNormal) -> Tensor:
 def kl_with_full_covariance(p: Distribution, q: Distribution) -> Tensor:
     r"""Of two normal distributions, independent dimensions being a diagonal Cholesky factor.
 
-    .. math:: \tfrac12\left[\sum_i \varphi(2\ln(1 + F_{ii})) + \sum_{i>j} F_{ij}^2
-              + \left|L_q^{-1}(\mu_p - \mu_q)\right|^2\right], \quad F = L_q^{-1} L_p - 1
+    .. math:: \tfrac12\left[\sum_i \varphi(2\ln M_{ii}) + \sum_{i>j} M_{ij}^2
+              + \left|L_q^{-1}(\mu_p - \mu_q)\right|^2\right], \quad M = L_q^{-1} L_p
 
     Source: Kullback 1959, chapter 9.
     """
-    return kl_multivariate_normal(*(_with_full_covariance(d, p, q) for d in (p, q)))
+    (mean_p, covariance_p), (mean_q, covariance_q) = (_moments(d, p, q) for d in (p, q))
+    return kl_of_covariances(mean_p, mean_q, covariance_p, covariance_q)
 
 
-def _with_full_covariance(distribution: Distribution, p: Distribution, q: Distribution) -> Distribution:
+def _moments(distribution: Any, p: Distribution, q: Distribution) -> tuple[Tensor, Covariance]:
     if isinstance(distribution, (MultivariateNormal, LowRankMultivariateNormal)):
-        return distribution
+        return distribution.loc.double(), covariance(distribution)
     scalars = factorise(distribution)
     if isinstance(scalars, DiagonalNormal):
-        mean, scale = scalars.mean, torch.exp(0.5 * scalars.log_var.double())
-    elif isinstance(scalars, Normal):
-        mean, scale = scalars.loc, scalars.scale.double()
-    else:
-        raise no_form_for_these(p, q)
-    return MultivariateNormal(mean.double(), scale_tril=torch.diag_embed(scale), validate_args=False)
+        return scalars.mean.double(), Covariance("log_var", scalars.log_var.double())
+    if isinstance(scalars, Normal):
+        return scalars.loc.double(), Covariance("scale_tril", torch.diag_embed(scalars.scale.double()))
+    raise no_form_for_these(p, q)

@@ -30,8 +30,9 @@ def kl_dirichlet_concentrations(p: Tensor, q: Tensor, excess: Tensor | None = No
     total_p, total_q, total_excess = (part.sum(-1, keepdim=True) for part in (p, q, excess))
     # the part that Stirling's x ln x gives is q's total concentration times a categorical KL of the means
     mean_p = p * (total_q / total_p)
-    # mean_p - q in terms of what p and q differ by
-    means = kl_term(q, mean_p, (p * total_excess - total_p * excess) / total_p)
+    # mean_p - q in terms of what p and q differ by, where that is not all of p
+    alike = (excess.abs() < 0.5 * p) & (total_excess.abs() < 0.5 * total_p)
+    means = kl_term(q, mean_p, torch.where(alike, (p * total_excess - total_p * excess) / total_p, mean_p - q))
     shapes = bregman_stirling_error(q, p, excess)
     of_total = bregman_stirling_error(total_q, total_p, total_excess)
     return non_negative((means + shapes).sum(-1) - of_total.squeeze(-1))

@@ -5,10 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import (
+    Bernoulli,
+    Binomial,
     Distribution,
+    Geometric,
     Independent,
     MixtureSameFamily,
+    NegativeBinomial,
     Normal,
+    Poisson,
     TransformedDistribution,
 )
 from torch.distributions import kl as torch_kl
@@ -32,6 +37,7 @@ __all__ = [
 ]
 
 
+_COUNTS = (Bernoulli, Binomial, Geometric, NegativeBinomial, Poisson)
 _OF_UNEQUAL_EVENTS = (kl_categoricals,)
 """Forms between events of unequal shapes: a category and a one-hot vector."""
 
@@ -114,7 +120,9 @@ def _call(closed_form: ClosedForm, p: Distribution, q: Distribution) -> Tensor:
 
 def _no_closed_form(p: Distribution, q: Distribution) -> str:
     types = f"{type(p).__name__}, {type(q).__name__}"
-    if _is_continuous_scalar(p) and _is_continuous_scalar(q):
+    if isinstance(p, _COUNTS) and isinstance(q, _COUNTS):
+        otherwise = "Sum it, kldiv.kl_summation(p, q), or register"
+    elif _is_continuous_scalar(p) and _is_continuous_scalar(q):
         otherwise = "Integrate it, kldiv.kl_quadrature(p, q), or register"
     elif isinstance(p, MixtureSameFamily) or isinstance(q, MixtureSameFamily):
         otherwise = "Estimate it, kldiv.estimate_kl(p, q, num_samples=64), bound it, kldiv.kl_bounds(p, q), or register"

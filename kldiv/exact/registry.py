@@ -78,6 +78,8 @@ def register_with_torch() -> None:
 
 def find_closed_form(type_p: type, type_q: type) -> ClosedForm | None:
     """The function of the most specific pair in our registry and torch's; ``None`` where neither has one."""
+    if (own := CLOSED_FORMS.get((type_p, type_q))) is not None:
+        return own
     for left in type_p.__mro__:
         for right in type_q.__mro__:
             for registry in (CLOSED_FORMS, torch_kl._KL_REGISTRY):  # ours first: it keeps ties

@@ -10,7 +10,7 @@ from kldiv.distributions import as_logits, given
 from kldiv.exact.counts import chance, sum_over_counts, times
 from kldiv.exact.registry import check_once, no_form_for_these, register_kl
 from kldiv.functional import kl_bernoulli
-from kldiv.numerics import expm1mx, kl_term
+from kldiv.numerics import broadcast, expm1mx, kl_term, log_ratio
 
 __all__ = [
     "kl_bernoullis",
@@ -19,6 +19,10 @@ __all__ = [
     "kl_negative_binomial",
     "kl_of_trials",
 ]
+
+
+_RARE = 1e-260
+"""A chance below it is e^a, of a logit a, to the last digit."""
 
 
 def kl_of_trials(p: Any, q: Any) -> Tensor:
@@ -49,12 +53,7 @@ def kl_geometric(p: Geometric, q: Geometric) -> Tensor:
 
     Source: the chain rule, Kullback 1959, theorem 2.1.
     """
-    success = chance(p)
-    certain_failure = success == 0  # a logit below -745: the number of trials is nearly exponential
-    kind_p, logits_p = given(p)
-    kind_q, logits_q = given(q)
-    rare = expm1mx(as_logits(kind_q, logits_q) - as_logits(kind_p, logits_p))
-    return torch.where(certain_failure, rare, kl_of_trials(p, q) / torch.where(certain_failure, 1.0, success))
+    return _kl_until(p, q)
 
 
 @register_kl(Binomial, Binomial)
@@ -86,4 +85,31 @@ def kl_negative_binomial(p: NegativeBinomial, q: NegativeBinomial) -> Tensor:
     """
     if check_once(p, q) and bool((p.total_count != q.total_count).any()):
         raise no_form_for_these(p, q, "unequal total_count")
-    return times(p.total_count.double(), kl_of_trials(p, q) / chance(p, failure=True))
+    return times(p.total_count.double(), _kl_until(p, q, failure=True))
+
+
+def _kl_until(p: Any, q: Any, failure: bool = False) -> Tensor:
+    """The KL of all trials until the first success, or failure: that of one trial over the chance of it."""
+    (kind_p, value_p), (kind_q, value_q) = given(p), given(q)
+    success = chance(p, failure)
+    rare = success < _RARE  # it and the KL of one trial lose their digits, and underflow
+    trials = kl_of_trials(p, q) / torch.where(rare, 1.0, success)
+    sign = -1.0 if failure else 1.0
+    a, b = (sign * as_logits(kind, value) for kind, value in ((kind_p, value_p), (kind_q, value_q)))
+    a, b, rare = broadcast(a, b, rare)
+    # the branch that is not taken sees a = b = -1
+    a, b = torch.where(rare, a, -1.0), torch.where(rare, b, -1.0)
+    certain = a == -torch.inf
+    a = a.masked_fill(certain, -1.0)
+    delta = b - a
+    if kind_p == kind_q == "probs" and not failure:
+        delta = torch.where(rare, log_ratio(value_q, value_p), 0.0)
+    # 1/p is e^-a, and -ln(1 - q) is softplus(b), which is e^b where b is as small
+    few = b < -36
+    softplus = torch.nn.functional.softplus(b.masked_fill(few, 0.0))
+    log_softplus = torch.where(few, b, torch.log(softplus))
+    close = delta.abs() < 1
+    far = expm1mx(torch.where(close, 0.0, log_softplus - a)) + torch.where(few, 0.0, log_softplus - b + softplus)
+    value = torch.where(close, expm1mx(torch.where(close, delta, 0.0)), far)
+    value = value.masked_fill(certain & rare, torch.inf)
+    return torch.where(rare, value, trials)

@@ -29,7 +29,11 @@ def kl_von_mises(p: VonMises, q: VonMises) -> Tensor:
     kappa_p, kappa_q = p.concentration.double(), q.concentration.double()
     # of ln I0(kappa) - kappa: a linear term does not change a Bregman divergence
     shapes = bregman(kappa_q, kappa_p, kappa_q - kappa_p, _log_i0e, _log_i0e_first, _log_i0_second)
-    half_sine = torch.sin(0.5 * (p.loc.double() - q.loc.double()))
+    half_p, half_q = 0.5 * p.loc.double(), 0.5 * q.loc.double()
+    # a location beyond many turns takes the digits of the other
+    many = (half_p.abs() > 1e6) | (half_q.abs() > 1e6)
+    crossed = torch.sin(half_p) * torch.cos(half_q) - torch.cos(half_p) * torch.sin(half_q)
+    half_sine = torch.where(many, crossed, torch.sin(half_p - half_q))
     return shapes + 2 * (1 + _log_i0e_first(kappa_p)) * kappa_q * half_sine * half_sine
 
 

@@ -69,11 +69,12 @@ def categorical_kl_formula(logits_p: Tensor, logits_q: Tensor, dim: int = -1) ->
     """
     # in float32, the rounding of a = -30 leaves e^a five digits
     dtype, a, b = logits_p.dtype, logits_p.double(), logits_q.double()
-    none_p, none_q = a == -torch.inf, b == -torch.inf
+    log_p = torch.log_softmax(a, dim)
+    # p is 0 to the last digit below e^-800: a logit of -1e9 that stands for a mask would cost all digits of others
+    none_p, none_q = log_p < -800, b == -torch.inf
     some = ~(none_p | none_q)
     only_q = none_p & ~none_q
     delta, error = exact_difference(torch.where(some, b, 0.0), torch.where(some, a, 0.0))
-    log_p = torch.log_softmax(a, dim)
     p = torch.exp(log_p)
     # the mean in two steps: the second takes off what the first has rounded, and only the second needs a gradient
     mean = (p * delta).detach().sum(dim, keepdim=True)
@@ -91,7 +92,7 @@ def categorical_kl_formula(logits_p: Tensor, logits_q: Tensor, dim: int = -1) ->
     total = terms.sum(dim)
     close = total < 1
     value = torch.where(close, torch.log1p(torch.where(close, total, 0.0)), torch.logsumexp(log_p_exp, dim))
-    return value.masked_fill((none_q & ~none_p).any(dim), torch.inf).to(dtype)
+    return value.masked_fill((none_q & (a > -torch.inf)).any(dim), torch.inf).to(dtype)
 
 
 class _CategoricalKL(Function):

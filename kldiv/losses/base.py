@@ -14,6 +14,7 @@ __all__ = [
     "KLValues",
     "check_posterior",
     "check_sample_gradient",
+    "check_sample_type",
 ]
 
 
@@ -56,11 +57,17 @@ class KLTerm(nn.Module):
         raise NotImplementedError
 
     def kl_values(
-        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
     ) -> KLValues:
         """The KL divergence, and what enters a loss in its place: for :class:`kldiv.ELBOLoss`.
 
         They are one and the same here. A term that weighs parts of the KL overrides this and returns both.
+        ``sample_log_prob`` is ln q(sample), which a Monte Carlo term uses and a closed form ignores.
         """
         return KLValues(self.unreduced(posterior, prior, sample))
 
@@ -73,6 +80,7 @@ class KLTerm(nn.Module):
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
         """Nats per example, (N,)."""
+        check_sample_type(sample)
         return sum_latent(self.unreduced(posterior, prior, sample))
 
     def per_dimension(
@@ -88,6 +96,7 @@ class KLTerm(nn.Module):
                     f"the {name}, {type(distribution).__name__} of event shape {tuple(distribution.event_shape)}, does "
                     "not factorise over its dimensions, so there is no KL of one dimension: use per_example"
                 )
+        check_sample_type(sample)
         return self.unreduced(posterior, prior, sample)
 
     def extra_repr(self) -> str:
@@ -112,6 +121,15 @@ def check_posterior(posterior: Distribution, prior: Distribution | None = None) 
         )
 
 
+def check_sample_type(sample: object) -> None:
+    """Raises: TypeError: a sample that is no tensor."""
+    if not (sample is None or isinstance(sample, Tensor)):
+        raise TypeError(
+            f"the sample is a {type(sample).__name__}, and must be a tensor: posterior.rsample(). Sequences, one entry "
+            "a latent group, are for kldiv.ELBOLoss, where the posterior is one too"
+        )
+
+
 def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) -> None:
     """Whether the gradient of the posterior's parameters can go through the sample.
 
@@ -122,8 +140,9 @@ def check_sample_gradient(posterior: Distribution, sample: Tensor, what: str) ->
     name = type(posterior).__name__
     if not has_pathwise_gradient(posterior):
         raise ValueError(
-            f"{name} has no reparametrised rsample, and the gradient of {what} goes through the sample: compute it "
-            "under torch.no_grad() for its value alone"
+            f"{name} has no reparametrised rsample, and the gradient of {what} goes through the sample. For discrete "
+            'latents write kldiv.MonteCarloKLLoss(2, gradient="score"), or relax them in a kldiv.ELBOLoss: '
+            "kldiv.GumbelSoftmax(logits).rsample(). For its value alone compute under torch.no_grad()"
         )
     if not sample.requires_grad:
         raise ValueError(

@@ -16,9 +16,10 @@ from kldiv.distributions import (
     factorise,
     matched,
     result_dtype,
+    widened,
 )
 from kldiv.kernels import log_mixtures, log_normal_mixtures
-from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_gradient
+from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_gradient, check_sample_type
 from kldiv.monte_carlo import has_pathwise_gradient
 from kldiv.numerics import widen
 from kldiv.priors import standard_prior
@@ -94,6 +95,7 @@ def decompose_kl(
     tensor([0.6928, 0.6928])
     """
     check_posterior(posterior, prior)
+    check_sample_type(sample)
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r} is none of {', '.join(map(repr, ESTIMATORS))}")
     prior = standard_prior(posterior, like=sample) if prior is None else prior
@@ -122,6 +124,8 @@ def decompose_kl(
 
     of_prior = sum_latent(pair.log_q(sample))
     conditional = sum_latent(pair.log_p(sample))
+    if not sample.shape[1:].numel():  # no latents: nothing to tell examples by
+        return KLDecomposition(*[conditional.to(dtype)] * 3)
     if is_normal:
         z, mean, log_var = (_flat(t.to(sample.dtype)) for t in (sample, *_mean_and_log_var(everyone)))
         aggregate, marginals = log_normal_mixtures(z, mean, log_var, first, log_weights)
@@ -188,11 +192,17 @@ class TotalCorrelationKLLoss(KLTerm):
         return self.kl_values(posterior, prior, sample).in_loss
 
     def kl_values(
-        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
     ) -> KLValues:
         check_posterior(posterior, prior)
         if sample is None:
-            sample = posterior.rsample() if has_pathwise_gradient(posterior) else posterior.sample()
+            wide = widened(posterior)  # torch draws few families in half precision
+            sample = wide.rsample() if has_pathwise_gradient(wide) else wide.sample()
         parts = decompose_kl(
             sample,
             posterior,

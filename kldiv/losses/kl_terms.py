@@ -16,7 +16,7 @@ from kldiv.distributions import (
 )
 from kldiv.exact import is_registered_by_user, kl_divergence
 from kldiv.functional import kl_normal
-from kldiv.losses.base import KLTerm, KLValues, check_posterior
+from kldiv.losses.base import KLTerm, KLValues, check_posterior, check_sample_type
 from kldiv.monte_carlo import (
     Draws,
     GivenDraws,
@@ -318,18 +318,27 @@ class BalancedKLLoss(KLTerm):
     def per_dimension(
         self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
     ) -> Tensor:
+        check_sample_type(sample)
         with torch.no_grad():  # raises where the term has no KL of one dimension
             self.kl.per_dimension(posterior, prior, None if sample is None else sample.detach())
         return super().per_dimension(posterior, prior, sample)
 
     def kl_values(
-        self, posterior: Distribution, prior: Distribution | None = None, sample: Tensor | None = None
+        self,
+        posterior: Distribution,
+        prior: Distribution | None = None,
+        sample: Tensor | None = None,
+        *,
+        sample_log_prob: Tensor | None = None,
     ) -> KLValues:
         check_posterior(posterior, prior)
+        check_sample_type(sample)
+        given = {} if sample_log_prob is None else {"sample_log_prob": sample_log_prob}
+        fixed = {name: value.detach() for name, value in given.items()}
         prior = standard_prior(posterior, like=sample) if prior is None else prior
         fixed_sample = None if sample is None else sample.detach()
-        to_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed_sample)
-        values: KLValues = self.kl.kl_values(posterior, detached(prior), sample)
+        to_prior: Tensor = self.kl.unreduced(detached(posterior), prior, fixed_sample, **fixed)
+        values: KLValues = self.kl.kl_values(posterior, detached(prior), sample, **given)
         to_posterior = values.in_loss
         # lerp gives b exactly where both are b, and NaN where both are infinite
         balanced = torch.lerp(to_posterior, to_prior, self.prior_weight)

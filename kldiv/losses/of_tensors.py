@@ -84,12 +84,14 @@ class CategoricalKLLoss(nn.Module):
     r"""D_KL(Categorical(logits) || Categorical(prior_logits)) of tensors, in nats.
 
     Args:
+        dim: the dimension of the categories: -1, the last, or another than 0, which is the example; 1 for maps of
+            logits (N, K, H, W).
         reduction: ``"batchmean"``, ``"sum"`` or ``"none"``, see :mod:`kldiv.reduction`.
-    Raises: ValueError: ``"mean"`` and unknown reductions.
+    Raises: ValueError: ``"mean"`` and unknown reductions; ``dim=0``. TypeError: a ``dim`` that is no whole number.
 
-    Called with ``(logits, prior_logits=None)``: logits of shape (N, \*latent, K), the last dimension that of the
-    categories, the prior's of a shape that broadcasts to it with as many categories; ``None`` stands for the uniform
-    distribution. Other shapes raise ``ValueError``.
+    Called with ``(logits, prior_logits=None)``: logits of shape (N, \*latent, K), with the categories in the last
+    dimension or in ``dim``; the prior's of a shape that broadcasts to it with as many categories; ``None`` stands for
+    the uniform distribution. Other shapes raise ``ValueError``.
 
     Source: Jang, Gu & Poole 2017, section 3.
 
@@ -98,8 +100,15 @@ class CategoricalKLLoss(nn.Module):
     tensor(0.3466)
     """
 
-    def __init__(self, reduction: Reduction = "batchmean") -> None:
+    def __init__(self, dim: int = -1, reduction: Reduction = "batchmean") -> None:
         super().__init__()
+        if isinstance(dim, str):
+            raise TypeError(f"dim={dim!r} is no dimension: write CategoricalKLLoss(reduction={dim!r})")
+        if not isinstance(dim, int):
+            raise TypeError(f"dim={dim!r} is a {type(dim).__name__}, and must be the dimension of the categories: -1")
+        if dim == 0:
+            raise ValueError("dim=0 is the example: write the dimension of the categories, dim=1 for (N, K, H, W)")
+        self.dim = dim
         self.reduction = check_reduction(reduction)
 
     def forward(self, logits: Tensor, prior_logits: Tensor | None = None) -> Tensor:
@@ -116,8 +125,20 @@ class CategoricalKLLoss(nn.Module):
                 f"logits have the shape {tuple(logits.shape)}, and dimension 0 is the example, the last that of the "
                 "categories. Add one: logits[None] for a single example"
             )
-        values = kl_categorical(logits, prior_logits)
-        if values.shape != logits.shape[:-1]:
+        dim = self.dim if self.dim < 0 else self.dim - logits.ndim  # from behind, as shapes broadcast
+        if not -logits.ndim < dim < 0:
+            raise ValueError(
+                f"dim={self.dim} and logits of shape {tuple(logits.shape)}: dimension 0 is the example, and the "
+                f"categories are in one of 1 to {logits.ndim - 1}"
+            )
+        if prior_logits is not None and prior_logits.ndim < -dim:
+            written = (*prior_logits.shape, *[1] * (-dim - 1)) if prior_logits.ndim == 1 else "(K, ...)"
+            raise ValueError(
+                f"prior_logits {tuple(prior_logits.shape)} have no dimension of categories where logits "
+                f"{tuple(logits.shape)} have it, dim={self.dim}: write prior_logits.reshape{written}"
+            )
+        values = kl_categorical(logits, prior_logits, dim)
+        if values.shape != logits.shape[:dim] + (logits.shape[dim + 1 :] if dim < -1 else ()):
             shape = None if prior_logits is None else tuple(prior_logits.shape)
             raise ValueError(
                 f"prior_logits {shape} must broadcast to the posterior's shape {tuple(logits.shape)}, and not beyond it"
@@ -125,4 +146,4 @@ class CategoricalKLLoss(nn.Module):
         return values
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
+        return f"dim={self.dim}, reduction={self.reduction!r}"

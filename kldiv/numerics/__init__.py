@@ -10,7 +10,7 @@ from kldiv.numerics.gamma import (
     stirling_error,
     trigamma,
 )
-from kldiv.numerics.log_sinc import log_sinc, log_sinc_first, log_sinc_second
+from kldiv.numerics.log_sinc import log_sinc, log_sinc_first, log_sinc_second, log_sinc_tail, log_sinc_tail_first
 from kldiv.numerics.special import (
     LOG2_E,
     bregman,
@@ -19,6 +19,7 @@ from kldiv.numerics.special import (
     kl_term,
     log_ratio,
     non_negative,
+    polynomial,
     standardise,
     xmlog1p,
 )
@@ -43,7 +44,10 @@ __all__ = [
     "log_sinc",
     "log_sinc_first",
     "log_sinc_second",
+    "log_sinc_tail",
+    "log_sinc_tail_first",
     "non_negative",
+    "polynomial",
     "standardise",
     "stirling_error",
     "sum_rightmost",

@@ -9,6 +9,8 @@ __all__ = [
     "log_sinc",
     "log_sinc_first",
     "log_sinc_second",
+    "log_sinc_tail",
+    "log_sinc_tail_first",
 ]
 
 
@@ -38,6 +40,27 @@ def log_sinc(x: Tensor) -> Tensor:
     square = v * v
     series = square * polynomial(square, _LOG_SINC)
     return torch.where(small, series, 0.5 * w + torch.log(-torch.expm1(-w)) - torch.log(w))
+
+
+def log_sinc_tail(x: Tensor) -> Tensor:
+    """log_sinc(x) - \\|x\\|/2, which grows as a logarithm only."""
+    size = x.abs()
+    small = size < 0.5
+    w = torch.where(small, 1.0, size)
+    return torch.where(small, log_sinc(torch.where(small, size, 0.0)) - 0.5 * size, _log_tail(w))
+
+
+def _log_tail(w: Tensor) -> Tensor:
+    return torch.log(-torch.expm1(-w)) - torch.log(w)
+
+
+def log_sinc_tail_first(x: Tensor) -> Tensor:
+    """The derivative of :func:`log_sinc_tail`: that of :func:`log_sinc` less half the sign; at 0, less 1/2."""
+    sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    size = x.abs()
+    small = size < 0.5
+    v, w = torch.where(small, x, 0.0), torch.where(small, 1.0, size)
+    return torch.where(small, log_sinc_first(v) - 0.5 * sign, sign * (torch.exp(-w) / -torch.expm1(-w) - 1 / w))
 
 
 def log_sinc_first(x: Tensor) -> Tensor:

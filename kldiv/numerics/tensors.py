@@ -38,13 +38,13 @@ def widen(*values: Tensor | float | None) -> tuple[Any, ...]:
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple([_in_dtype(value, dtype, tensors[0].device) for value in values])
 
-    def converted(value: Tensor | float | None) -> Tensor | None:
-        if isinstance(value, Tensor):
-            return value.to(dtype)
-        return None if value is None else torch.full((), value, dtype=dtype, device=tensors[0].device)
 
-    return tuple(converted(value) for value in values)
+def _in_dtype(value: Tensor | float | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return None if value is None else torch.full((), value, dtype=dtype, device=device)
 
 
 def keep_precision(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -129,6 +129,7 @@ class TestInsideAnELBO:
         assert not terms.weight.requires_grad
         copy.deepcopy(elbo).step()
 
+    @pytest.mark.filterwarnings("ignore:the output depends on no parameter")
     def test_the_graph_outlives_a_step(self, make):
         elbo = ELBOLoss(BernoulliNLL(), weight=make())
         logits, x, mean, log_var = batch(0)

@@ -71,6 +71,7 @@ def test_is_the_same_in_training_and_validation(batch):
     torch.testing.assert_close(elbo.eval()(*batch), training)
 
 
+@pytest.mark.filterwarnings("ignore:the output depends on no parameter")
 def test_gradients_are_those_of_the_loss(batch):
     output, target, posterior = batch
     inputs = [v.clone().requires_grad_() for v in (output, posterior.mean, posterior.log_var)]
@@ -270,6 +271,7 @@ def test_saving_and_continuing_equals_never_stopping():
     reason="torch.compile traces the search for a closed form in torch 2.13, and does not in 2.6",
 )
 @slow
+@pytest.mark.filterwarnings("ignore:the output depends on no parameter")
 @pytest.mark.parametrize("kl", [ExactKLLoss, MonteCarloKLLoss])
 def test_compiles_whole_from_a_cold_start(batch, kl):
     pytest.importorskip("torch._inductor")
@@ -328,6 +330,7 @@ def test_the_weight_can_be_set_anew(batch):
         elbo.weight = -1.0
 
 
+@pytest.mark.filterwarnings("ignore:the output depends on no parameter")
 def test_groups_may_be_a_tuple_and_gradients_reach_every_term(batch):
     output, target, posterior = batch
     mean = posterior.mean.clone().requires_grad_()

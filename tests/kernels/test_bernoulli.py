@@ -65,7 +65,7 @@ def test_the_term_is_the_same_wherever_it_is_computed():
     logits, target = (t.detach() for t in batch(2.0))
     term = BernoulliNLL()
     truth = term(logits.double(), target.double()).float()
-    values = [term(logits, target), term(logits, target, torch.ones(5, 1, 1)), term(logits.mT, target.mT)]
+    values = [term(logits, target), term(logits, target, mask=torch.ones(5, 1, 1)), term(logits.mT, target.mT)]
     values += [torch.func.vmap(lambda x, t: term(x[None], t[None]))(logits, target).mean()]
     values += [_formula(logits, target).sum() / 5, BernoulliNLL("none")(logits, target).mean()]
     for value in values:

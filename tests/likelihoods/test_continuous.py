@@ -1,7 +1,8 @@
+import mpmath
 import pytest
 import torch
 
-from kldiv import GaussianNLL, LaplaceNLL, OptimalGaussianNLL
+from kldiv import GaussianNLL, LaplaceNLL, NegativeBinomialNLL, OptimalGaussianNLL, StudentTNLL
 
 
 class TestGaussianNLL:
@@ -149,14 +150,14 @@ class TestTheTrackedVariance:
         term = OptimalGaussianNLL().to(dtype)
         for values in batches:
             x = torch.as_tensor(values, dtype=dtype).expand(4, 2)
-            term(torch.zeros_like(x), x, mask)
+            term(torch.zeros_like(x), x, mask=mask)
         return term
 
     def test_a_batch_that_overflows_or_is_padding_alone_leaves_it(self):
         term = self.tracked(2.0, float("inf"), 2.0)
         assert term.variance.item() == pytest.approx(4.0)
         assert term.batches.item() == 2
-        term(torch.zeros(4, 2), torch.ones(4, 2), torch.zeros(4, 2))
+        term(torch.zeros(4, 2), torch.ones(4, 2), mask=torch.zeros(4, 2))
         term(torch.zeros(0, 2), torch.ones(0, 2))
         assert term.variance.item() == pytest.approx(4.0)
         term.eval()(torch.zeros(4, 2), torch.ones(4, 2))
@@ -170,3 +171,103 @@ class TestTheTrackedVariance:
         loaded = OptimalGaussianNLL().eval()
         loaded.load_state_dict(self.tracked(2.0).state_dict())
         assert loaded(torch.zeros(4, 2), torch.zeros(4, 2)).isfinite()
+
+
+class TestStudentTNLL:
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+    @pytest.mark.parametrize("df", [1e-3, 0.5, 1.0, 4.0, 59.0, 61.0, 1e5, 1e12])
+    def test_against_fifty_digits(self, dtype, tolerance, df):
+        term = StudentTNLL(df)
+        for difference in (0.0, 1e-20, 1e-3, 0.7, 3.0, 1e3, 1e15, 1e30):
+            for log_scale in (-30.0, -1.0, 0.0, 2.0, 30.0):
+                given, t, s = (torch.tensor([[v]], dtype=dtype) for v in (0.0, difference, log_scale))
+                leaves = given.requires_grad_(), s.requires_grad_()
+                value = term(leaves, t)
+                gradients = torch.autograd.grad(value, leaves)
+                with mpmath.workdps(50):
+                    nu, d, x = mpmath.mpf(df), mpmath.mpf(t.item()), mpmath.mpf(s.item())
+                    ratio = d**2 / nu * mpmath.exp(-2 * x)
+                    constant = mpmath.loggamma(nu / 2) - mpmath.loggamma((nu + 1) / 2) + mpmath.log(nu * mpmath.pi) / 2
+                    truth = constant + x + (nu + 1) / 2 * mpmath.log1p(ratio)
+                    slope = (nu + 1) * d / (nu * mpmath.exp(2 * x) + d**2)
+                    of_scale = 1 - (nu + 1) * ratio / (1 + ratio)
+                size = abs(constant) + abs(x) + (nu + 1) / 2 * mpmath.log1p(ratio)
+                if size > 1e38:
+                    continue
+                assert abs(value.item() - truth) <= tolerance * size, (difference, log_scale)
+                assert abs(gradients[0].item() + slope) <= 3 * tolerance * max(slope, 1e-37), (difference, log_scale)
+                assert abs(gradients[1].item() - of_scale) <= 3 * tolerance * (1 + abs(1 - of_scale))
+
+    def test_against_torch_distributions_and_the_normal_limit(self):
+        mean, log_scale, target = (torch.randn(4, 3, dtype=torch.float64) for _ in range(3))
+        expected = -torch.distributions.StudentT(2.5, mean, log_scale.exp()).log_prob(target).sum(1)
+        torch.testing.assert_close(StudentTNLL(2.5, reduction="none")((mean, log_scale), target), expected)
+        torch.testing.assert_close(
+            StudentTNLL(float("inf"), 0.5)(mean, target), GaussianNLL(1.0)(mean, target), rtol=1e-12, atol=0
+        )
+
+    def test_is_normalised(self):
+        grid = torch.linspace(-4000, 4000, 800001, dtype=torch.float64)[:, None]
+        density = torch.exp(-StudentTNLL(3.0, 0.5, reduction="none")(torch.zeros_like(grid), grid))
+        assert torch.trapezoid(density, grid[:, 0]).item() == pytest.approx(1.0, abs=1e-8)
+
+    def test_options(self):
+        assert repr(StudentTNLL(3, learned=True)) == (
+            "StudentTNLL(df=3, log_scale=0, learned=True, reduction='batchmean')"
+        )
+        for df in (0.0, -1.0, float("nan")):
+            with pytest.raises(ValueError, match="must be positive"):
+                StudentTNLL(df)
+        assert StudentTNLL(1.0).mean(torch.zeros(2, 3)).isnan().all()
+
+
+SCALED = {
+    "GaussianNLL": GaussianNLL,
+    "LaplaceNLL": LaplaceNLL,
+    "StudentTNLL": lambda *given, **options: StudentTNLL(3.0, *given, **options),
+    "NegativeBinomialNLL": NegativeBinomialNLL,
+}
+
+
+@pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
+class TestAScaleForEachFeature:
+    def test_is_that_of_the_decoder(self, make):
+        location, target, scale = torch.randn(5, 3), torch.poisson(torch.full((5, 3), 2.0)), torch.randn(3)
+        expected = make(reduction="none")((location, scale.expand(5, 3)), target)
+        for term in (make(scale, reduction="none"), make(scale, learned=True, reduction="none")):
+            torch.testing.assert_close(term(location, target), expected)
+        torch.testing.assert_close(make(reduction="none")((location, scale), target), expected)
+
+    def test_learned_ones_have_a_dimension_and_a_gradient(self, make):
+        for given, shape in ((0.3, (1,)), (torch.tensor(0.3), (1,)), (torch.zeros(3), (3,))):
+            term = make(given, learned=True)
+            (parameter,) = term.parameters()
+            assert parameter.shape == shape
+            term(torch.randn(5, 3), torch.ones(5, 3)).backward()
+            assert parameter.grad.isfinite().all()
+
+    def test_fixed_ones_move_with_the_module_and_are_no_part_of_a_checkpoint(self, make):
+        term = make(torch.zeros(3))
+        assert not list(term.parameters())
+        assert not term.state_dict()
+        (buffer,) = term.double().buffers()
+        assert buffer.dtype == torch.float64
+
+    def test_checkpoints_of_one_without_dimensions_load(self, make):
+        term = torch.nn.Sequential(make(learned=True))
+        (name,) = term.state_dict()
+        term.load_state_dict({name: torch.tensor(0.7)})
+        assert term.state_dict()[name].tolist() == [pytest.approx(0.7)]
+        features = torch.nn.Sequential(make(torch.zeros(3), learned=True))
+        features.load_state_dict({name: torch.tensor(0.7)})
+        assert features.state_dict()[name].tolist() == [pytest.approx(0.7)] * 3
+
+    def test_other_features_raise(self, make):
+        with pytest.raises(ValueError, match=r"\(3,\).*target \(5, 4\)"):
+            make(torch.zeros(3))(torch.zeros(5, 4), torch.ones(5, 4))
+        with pytest.raises(ValueError, match="one for each feature"):
+            make(torch.zeros(5))(torch.zeros(5), torch.ones(5))  # five examples without features
+        with pytest.raises(ValueError, match="not finite"):
+            make(torch.tensor([0.0, torch.nan]))
+        channels = make(torch.zeros(3, 1, 1))
+        assert channels(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)).isfinite()

@@ -56,8 +56,8 @@ class TestCategoricalKLLoss:
         assert values.shape == (4, 3)
         torch.testing.assert_close(CategoricalKLLoss().per_dimension(*parameters), values)
         torch.testing.assert_close(CategoricalKLLoss().per_example(*parameters), values.sum(1))
-        torch.testing.assert_close(CategoricalKLLoss("none")(*parameters), values.sum(1))
-        torch.testing.assert_close(CategoricalKLLoss("sum")(*parameters), values.sum())
+        torch.testing.assert_close(CategoricalKLLoss(reduction="none")(*parameters), values.sum(1))
+        torch.testing.assert_close(CategoricalKLLoss(reduction="sum")(*parameters), values.sum())
         torch.testing.assert_close(CategoricalKLLoss()(*parameters), values.sum() / 4)
 
     def test_against_torch_and_by_hand(self, parameters):
@@ -66,14 +66,14 @@ class TestCategoricalKLLoss:
         torch.testing.assert_close(CategoricalKLLoss().per_dimension(logits, prior), expected)
         p = logits.softmax(-1)
         uniform = (p * p.log()).sum((1, 2)) + 3 * math.log(2)
-        torch.testing.assert_close(CategoricalKLLoss("none")(logits), uniform)
+        torch.testing.assert_close(CategoricalKLLoss(reduction="none")(logits), uniform)
         torch.testing.assert_close(
-            CategoricalKLLoss("none")(logits),
+            CategoricalKLLoss(reduction="none")(logits),
             kl_divergence(Categorical(logits=logits), Categorical(torch.ones(2))).sum(1),
         )
 
     def test_one_variable_an_example(self):
-        assert CategoricalKLLoss("none")(torch.zeros(5, 3)).tolist() == [0.0] * 5
+        assert CategoricalKLLoss(reduction="none")(torch.zeros(5, 3)).tolist() == [0.0] * 5
 
     def test_only_the_prior_broadcasts(self, parameters):
         logits, prior = parameters
@@ -87,7 +87,7 @@ class TestCategoricalKLLoss:
         with pytest.raises(ValueError, match=r"logits\[None\]"):
             CategoricalKLLoss()(torch.zeros(3))
         with pytest.raises(ValueError, match="no KL divergence"):
-            CategoricalKLLoss("mean")
+            CategoricalKLLoss(reduction="mean")
 
     def test_zero_probabilities_half_precision_and_empty_batches(self):
         logits = torch.tensor([[0.0, -math.inf]], requires_grad=True)
@@ -99,4 +99,4 @@ class TestCategoricalKLLoss:
         assert CategoricalKLLoss()(torch.zeros(0, 3)).item() == 0.0
 
     def test_repr_shows_every_option(self):
-        assert repr(CategoricalKLLoss("sum")) == "CategoricalKLLoss(reduction='sum')"
+        assert repr(CategoricalKLLoss(reduction="sum")) == "CategoricalKLLoss(dim=-1, reduction='sum')"

@@ -41,6 +41,10 @@ class Expectations:
         """ln E e^-tx + t E x for positive t, without cancellation for small t."""
         raise NotImplementedError
 
+    def cumulant(self, t: Tensor) -> Tensor | None:
+        """ln E e^-tx for positive t, where it has another form than that less t E x."""
+        return None
+
     def absolute(self, centre: Tensor) -> Tensor:
         """E |x - centre|."""
         raise NotImplementedError

@@ -74,11 +74,17 @@ class _OfGammaOrReciprocal(PositiveExpectations):
 class OfGamma(_OfGammaOrReciprocal):
     sign = 1
 
+    def mean(self) -> Tensor:
+        return self.concentration / self.rate
+
     def variance(self) -> Tensor:
         return self.concentration / self.rate.square()
 
     def cumulant_gap(self, t: Tensor) -> Tensor:
         return self.concentration * xmlog1p(t / self.rate)
+
+    def cumulant(self, t: Tensor) -> Tensor:
+        return -self.concentration * torch.log1p(t / self.rate)
 
     def absolute(self, centre: Tensor) -> Tensor:
         mean = self.concentration / self.rate

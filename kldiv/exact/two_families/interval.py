@@ -10,7 +10,7 @@ from kldiv.distributions import as_logits, given
 from kldiv.exact.dirichlet import beta_concentrations, kl_dirichlet_concentrations
 from kldiv.exact.two_families.expectations import Expectations, PositiveExpectations
 from kldiv.exact.two_families.to_family import closed_forms
-from kldiv.numerics import digamma_minus_log, kl_term, log_sinc, log_sinc_first, log_sinc_second
+from kldiv.numerics import digamma_minus_log, kl_term, log_sinc, log_sinc_second, log_sinc_tail, log_sinc_tail_first
 
 __all__ = [
     "OfBeta",
@@ -93,10 +93,10 @@ class OfContinuousBernoulli(Expectations):
         self.logits = as_logits(*given(distribution))
 
     def negative_entropy(self) -> Tensor:
-        return self.logits * log_sinc_first(self.logits) - log_sinc(self.logits)
+        return self.logits * log_sinc_tail_first(self.logits) - log_sinc_tail(self.logits)
 
     def mean(self) -> Tensor:
-        return 0.5 + log_sinc_first(self.logits)
+        return log_sinc_tail_first(self.logits) + (self.logits >= 0).to(self.logits.dtype)
 
     def variance(self) -> Tensor:
         return log_sinc_second(self.logits)

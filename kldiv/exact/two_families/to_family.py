@@ -86,6 +86,9 @@ def kl_to_gumbel(p: Expectations, q: Gumbel) -> Tensor:
     loc, scale = q.loc.double(), q.scale.double()
     gap = p.cumulant_gap(1 / scale)
     v = torch.where(gap.isinf(), 0.0, gap) + (loc - p.mean()) / scale
+    far, cumulant = gap > 1, p.cumulant(1 / scale)  # where the gap and the mean may cancel
+    if cumulant is not None:
+        v = torch.where(far, cumulant + loc / scale, torch.where(far, 0.0, v))
     return p.negative_entropy() + torch.log(scale) + 1 + expm1mx(v) + gap
 
 

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, ContinuousBernoulli, Exponential, Uniform
 
+from kldiv.exact.continuous_bernoulli import kl_of_logits
 from kldiv.exact.dirichlet import beta_concentrations, kl_dirichlet_concentrations
 from kldiv.exact.registry import register_kl
 from kldiv.exact.two_families.interval import OfBeta, OfContinuousBernoulli, mean_log
-from kldiv.numerics import bregman, log_sinc, log_sinc_first, log_sinc_second, non_negative
+from kldiv.numerics import log_sinc, non_negative
 
 __all__ = [
     "kl_beta_continuous_bernoulli",
@@ -40,7 +41,7 @@ def kl_continuous_bernoulli_uniform(p: ContinuousBernoulli, q: Uniform) -> Tenso
     """
     logits = OfContinuousBernoulli(p).logits
     zero = torch.zeros_like(logits)
-    return _to_uniform(bregman(zero, logits, -logits, log_sinc, log_sinc_first, log_sinc_second), q)
+    return _to_uniform(kl_of_logits(logits, zero, -logits), q)
 
 
 @register_kl(ContinuousBernoulli, Exponential)
