@@ -152,7 +152,7 @@ def _kl_to_gamma(p: PositiveExpectations, alpha: Tensor, beta: Tensor, sign: flo
     v = torch.log(beta) - torch.log(alpha) + p.log_power(power)
     # alpha e^v does not depend on alpha: far apart its two derivatives would cancel
     far = v > 1
-    spread = torch.exp(torch.where(far, log_moment, 0.0)) - alpha * (1 + v.clamp(max=1e30))
+    spread = torch.exp(torch.where(far, log_moment, 0.0)) - (alpha * (1 + v.clamp(max=1e30))).clamp(max=1e308)
     spread = torch.where(far, spread, alpha * expm1mx(torch.where(far, 0.0, v)))
     return p.log_negative_entropy() + spread + alpha * p.power_gap(power) + stirling_error(alpha)
 
