@@ -47,6 +47,7 @@ __all__ = [
     "given_name",
     "is_computed_late",
     "is_known_family",
+    "is_own",
     "log_chance",
     "log_variance",
     "materialise",
@@ -219,18 +220,23 @@ def device_of(distribution: Distribution) -> torch.device:
     return torch.get_default_device()
 
 
-@functools.cache
-def is_known_family(kind: Hashable) -> bool:
+def is_known_family(kind: type) -> bool:
     """Whether a class of distributions or transforms is torch's or ours, or derived from a family of these."""
-    for parent in cast(type, kind).__mro__:
-        if parent.__module__.startswith(("torch.distributions.", "kldiv.")):
-            return parent not in (Distribution, ExponentialFamily, Transform) or parent is kind
-    return False
+    if is_own(kind):
+        return True
+    # not derived from the abstract bases alone
+    own = next((parent for parent in kind.__mro__ if is_own(parent)), Distribution)
+    return own not in (Distribution, ExponentialFamily, Transform)
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class is torch's or ours."""
+    return kind.__module__.startswith(("torch.distributions.", "kldiv."))
 
 
 def parameters_of(distribution: Distribution) -> list[Tensor]:
     """The tensors of a distribution of a known family that require a gradient; none of another package's."""
-    if not is_known_family(cast(Hashable, type(distribution))):
+    if not is_known_family(type(distribution)):
         return []
     found: list[Tensor] = []
     for _, value in stored(distribution):

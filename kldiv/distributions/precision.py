@@ -15,6 +15,7 @@ from kldiv.distributions.parameters import (
     given_name,
     is_computed_late,
     is_known_family,
+    is_own,
     stored,
 )
 
@@ -50,9 +51,9 @@ def foreign_part(value: Any, own: bool = True) -> Any:
         return foreign_part(value.inv)
     if isinstance(value, (Distribution, Transform)):
         kind = type(value)
-        if not is_known_family(cast(Hashable, kind)):
+        if not is_known_family(kind):
             return value
-        own = kind.__module__.startswith(("torch.distributions.", "kldiv."))
+        own = is_own(kind)
         parts = [part for name, part in vars(value).items() if name != "_inv"]
     elif isinstance(value, (list, tuple)):
         parts = list(value)

@@ -55,4 +55,8 @@ def kl_gamma(p: Distribution, q: Distribution) -> Tensor:
     concentration_q, rate_q = gamma_parameters(q)
     means = log_ratio(concentration_p, concentration_q) - log_ratio(rate_p, rate_q)
     shapes = bregman_stirling_error(concentration_q, concentration_p, concentration_q - concentration_p)
-    return concentration_q * expm1mx(means) + shapes
+    # alpha_q e^means does not depend on alpha_q: far apart its two derivatives would cancel
+    far = means > 1
+    log_moment = torch.log(concentration_p) + torch.log(rate_q) - torch.log(rate_p)
+    moment = torch.exp(torch.where(far, log_moment, 0.0)) - concentration_q * (1 + means)
+    return torch.where(far, moment, concentration_q * expm1mx(torch.where(far, 0.0, means))) + shapes

@@ -149,6 +149,7 @@ class NegativeLogLikelihood(nn.Module):
         missing = None
         if mask is not None or element_weight is not None:
             shape = self.shape_of_elements(parameters, target)
+            mask, element_weight = (self.of_elements(given, parameters, target) for given in (mask, element_weight))
             for name, given in (("mask", mask), ("element_weight", element_weight)):
                 if given is not None and check_broadcast(target=shape, **{name: given.shape}) != shape:
                     raise ValueError(f"{name} {tuple(given.shape)} must broadcast to the target's shape {tuple(shape)}")
@@ -177,6 +178,10 @@ class NegativeLogLikelihood(nn.Module):
     def wide(self, output: Output) -> tuple[Tensor, ...]:
         """The likelihood's parameters in one dtype, ``float32`` at least."""
         return widen(*self.tensors_of(output))
+
+    def of_elements(self, given: Tensor | None, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor | None:
+        """A mask or weights that broadcast to the target, so that they broadcast to the elements."""
+        return given
 
     def shape_of_elements(self, parameters: tuple[Tensor, ...], target: Tensor) -> torch.Size:
         """The shape of :meth:`per_element`, to which masks broadcast."""

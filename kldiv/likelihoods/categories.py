@@ -31,7 +31,7 @@ class CategoricalNLL(NegativeLogLikelihood):
     Raises: ValueError: an output whose shape without ``dim`` is not the target's; a target of neither integers nor
         probabilities; a first target with a number that is no category's, or with probabilities that do not sum to 1.
 
-    A mask has the shape of the target without ``dim``.
+    A mask has the shape of the target without ``dim``; of soft labels also with a ``dim`` of size 1.
 
     >>> CategoricalNLL()(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))
     tensor(0.6931)
@@ -61,6 +61,12 @@ class CategoricalNLL(NegativeLogLikelihood):
 
     def shape_of_elements(self, parameters: tuple[Tensor, ...], target: Tensor) -> torch.Size:
         return self._without_categories(parameters[0])
+
+    def of_elements(self, given: Tensor | None, parameters: tuple[Tensor, ...], target: Tensor) -> Tensor | None:
+        (logits,) = parameters
+        soft = target.ndim == logits.ndim
+        whole = given is not None and soft and given.ndim == logits.ndim and given.shape[self.dim] == 1
+        return given.squeeze(self.dim) if given is not None and whole else given
 
     def fill(
         self, parameters: tuple[Tensor, ...], target: Tensor, missing: Tensor

@@ -33,8 +33,8 @@ class DistributionNLL(NegativeLogLikelihood):
         TypeError: an output that is no distribution.
         ValueError: a distribution of another shape than the target; a first target outside of its support.
 
-    A mask has the shape of ``log_prob(target)``, that of the target without the dimensions of an event; those of
-    ``Independent`` can be masked one by one.
+    A mask has the shape of ``log_prob(target)``, that of the target without the dimensions of an event, which may also
+    be of size 1; those of ``Independent`` can be masked one by one.
 
     >>> DistributionNLL()(torch.distributions.Normal(torch.zeros(4, 2), 1.0), torch.zeros(4, 2))
     tensor(1.8379)
@@ -47,6 +47,7 @@ class DistributionNLL(NegativeLogLikelihood):
         if not target.ndim:
             raise ValueError("the target has no dimensions, and dimension 0 is the example: add one, x[None]")
         shape = _check_shapes(distribution, target)
+        mask, element_weight = (_of_elements(given, target, shape) for given in (mask, element_weight))
         missing = None
         for name, given in (("mask", mask), ("element_weight", element_weight)):
             if given is not None:
@@ -136,6 +137,13 @@ def _check_shapes(distribution: Distribution, target: Tensor) -> torch.Size:
             f"the target {tuple(target.shape)}: together they must be the target's, the example first"
         )
     return shape
+
+
+def _of_elements(given: Tensor | None, target: Tensor, shape: torch.Size) -> Tensor | None:
+    """A mask of the target, without the dimensions of events where these are of size 1."""
+    if given is None or given.ndim != target.ndim or set(given.shape[len(shape) :]) - {1}:
+        return given
+    return given.reshape(given.shape[: len(shape)])
 
 
 def _unchecked(distribution: Distribution) -> Distribution:

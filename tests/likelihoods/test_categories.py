@@ -67,6 +67,7 @@ class TestSoftLabels:
         broken = target.masked_fill(mask[..., None] == 0, torch.nan)
         value = CategoricalNLL(reduction="none")(logits, broken, mask=mask)
         torch.testing.assert_close(value, (each * mask).sum(1))
+        assert torch.equal(CategoricalNLL(reduction="none")(logits, broken, mask=mask[..., None]), value)
 
     def test_probabilities_that_do_not_sum_to_one(self):
         with pytest.raises(ValueError, match=r"off by up to 0\.5.*x\.sum\(-1"):

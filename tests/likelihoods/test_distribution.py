@@ -46,7 +46,10 @@ class TestDistributionNLL:
         each = -distribution.log_prob(target)
         if target.is_floating_point():
             target = target.masked_fill((mask == 0).view(4, 3, *[1] * (target.ndim - 2)), torch.nan)
-        torch.testing.assert_close(DistributionNLL("none")(distribution, target, mask=mask), (each * mask).sum(1))
+        value = DistributionNLL("none")(distribution, target, mask=mask)
+        torch.testing.assert_close(value, (each * mask).sum(1))
+        wide = mask.view(4, 3, *[1] * (target.ndim - 2))
+        assert torch.equal(DistributionNLL("none")(distribution, target, mask=wide), value)
 
     def test_masked_parameters_do_not_reach_the_gradient(self):
         mask = torch.tensor([[True, False], [True, True]])

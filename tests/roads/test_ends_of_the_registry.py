@@ -13,8 +13,9 @@ from torch.distributions import Independent, Normal
 
 from kldiv import DiagonalNormal, ExactKLLoss, kl_divergence
 from kldiv.exact.registry import CLOSED_FORMS
+from tests.exact.test_closed_forms import with_leaves
 from tests.marks import slow
-from tests.oracles import NoClosedFormError, stored, true_kl
+from tests.oracles import NoClosedFormError, stored, true_gradients, true_kl
 
 REAL = ("loc", "mean", "log_var", "logits", "low", "high")
 DEFAULTS = {
@@ -119,3 +120,35 @@ def test_a_subnormal_scale_keeps_value_and_gradient():
         assert loss.item() == pytest.approx(4 * 89.5, rel=1e-5)
         (gradient,) = torch.autograd.grad(loss, raw, retain_graph=True)
         torch.testing.assert_close(gradient, torch.full_like(raw, -1 / 64), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("types", PAIRS, ids=lambda types: f"{types[0].__name__} to {types[1].__name__}")
+def test_no_gradient_is_nan_where_the_value_is_finite(types):
+    for p, q in sweeps(types, torch.float32, 1):
+        of_p, _, leaves_p = with_leaves(p)
+        of_q, _, leaves_q = with_leaves(q)
+        value = kl_divergence(of_p, of_q)
+        if value.isfinite() and value.requires_grad:
+            found = torch.autograd.grad(value, leaves_p + leaves_q, allow_unused=True)
+            assert not any(gradient is not None and gradient.isnan() for gradient in found), (stored(p), stored(q))
+
+
+def test_gradients_in_the_concentration_of_a_gamma_far_from_p():
+    for p, rate in (
+        (D.Gamma(2.5, 1e-19), 1.5),
+        (D.Exponential(1.5), 1e19),
+        (D.HalfNormal(1e19), 1.5),
+        (D.LogNormal(0.3, 1.5), 1e19),
+    ):
+        concentration = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+        q = D.Gamma(concentration, torch.tensor(rate, dtype=torch.float64))
+        found = torch.autograd.grad(kl_divergence(p, q), concentration)[0].item()
+        truth = true_gradients(p, D.Gamma(q.concentration.detach(), q.rate))["q", "concentration"]
+        assert found == pytest.approx(float(truth), rel=1e-9)
+
+
+def test_two_parameters_at_an_end():
+    narrow = kl_divergence(D.LogNormal(-1e19, 1000.0), Normal(0.3, 1.5))
+    assert narrow.item() == pytest.approx(1e19, rel=1e-5)
+    far = torch.tensor(1e30)
+    assert kl_divergence(D.Gumbel(far, 1.5), Normal(far, 1.5)).item() == pytest.approx(0.33077886, rel=1e-6)

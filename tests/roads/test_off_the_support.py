@@ -201,3 +201,30 @@ def test_a_density_of_another_shape_raises_and_names_both():
         Dirichlet(torch.ones(64, 5)),
     ):
         Pair.of(good, good).log_p(sample)
+
+
+@pytest.mark.parametrize("value", ["k1", "k3"])
+def test_no_value_is_read_on_an_accelerator(value):
+    """Tensors without values: whatever reads one raises."""
+    with torch.device("meta"):
+        mean, ones = torch.zeros(4, 3, requires_grad=True), torch.ones(4, 3)
+        normal, standard = Normal(mean, ones, validate_args=False), Normal(ones[0], ones[0], validate_args=False)
+
+        def through(base, *transforms):
+            return TransformedDistribution(base, list(transforms), validate_args=False)
+
+        scale = torch.ones(3)
+        pairs = [
+            (through(normal, TanhTransform()), through(standard, TanhTransform())),
+            (through(normal, ExpTransform(), AffineTransform(0.0, scale)), through(standard, ExpTransform())),
+            (through(normal, AffineTransform(0.0, scale)), through(standard, AffineTransform(0.0, scale.clone()))),
+            (normal, Uniform(-ones, ones, validate_args=False)),
+            (Uniform(-ones, ones, validate_args=False), standard),
+            (Uniform(-ones, ones, validate_args=False), Uniform(-ones, ones, validate_args=False)),
+            (HalfNormal(ones + mean, validate_args=False), standard),
+            (Independent(normal, 1), through(Independent(standard, 1), SigmoidTransform())),
+        ]
+    for p, q in pairs:
+        for sample in (None, p.rsample()):
+            loss = MonteCarloKLLoss(2, value=value)(p, q, sample)
+            assert loss.device.type == "meta"

@@ -1,6 +1,7 @@
 """Monte Carlo through maps that saturate: samples are compared before the transforms that posterior and prior share."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -222,3 +223,22 @@ def test_a_nan_in_a_sample_is_not_replaced():
     p, q = LogNormal(torch.zeros(4, 2), 1.0), LogNormal(0.0, 1.0)
     pair = Pair.of(p, q).matched().before_shared_transforms()
     assert before_transforms(pair, p, torch.full((4, 2), math.nan)).isnan().all()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_compiled_whole_it_is_the_same_mean(given):
+    mean = torch.full((400, 3), 20.0, requires_grad=True)
+
+    def loss(mean):
+        p, q = (
+            TransformedDistribution(Normal(m, 1.0, validate_args=False), [SigmoidTransform()], validate_args=False)
+            for m in (mean, torch.zeros(3))
+        )
+        return MonteCarloKLLoss()(p, q, p.rsample() if given else None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        value = torch.compile(loss, fullgraph=True, backend="aot_eager")(mean)
+    assert value.item() == pytest.approx(600.0, rel=0.02)
+    (gradient,) = torch.autograd.grad(value, mean)
+    assert 400 * gradient.mean().item() == pytest.approx(20.0, rel=0.02)

@@ -33,6 +33,10 @@ class Expectations:
         """E x."""
         raise NotImplementedError
 
+    def mean_from(self, centre: Tensor) -> Tensor:
+        """E x - centre."""
+        return self.mean() - centre
+
     def variance(self) -> Tensor:
         """Var x."""
         raise NotImplementedError
@@ -76,7 +80,10 @@ class PositiveExpectations(Expectations):
     def variance_of_powers(self) -> Tensor:
         """Var x, from the first two powers."""
         two = torch.full_like(self.log_mean(), 2.0)
-        return self.mean().square() * torch.expm1(self.power_gap(two) - 2 * self.power_gap(0.5 * two))
+        gap = self.power_gap(two) - 2 * self.power_gap(0.5 * two)
+        far = gap > 1  # where the square of the mean may underflow
+        close = self.mean().square() * torch.expm1(torch.where(far, 0.0, gap))
+        return torch.where(far, torch.exp(torch.where(far, self.log_power(two), 0.0)) * -torch.expm1(-gap), close)
 
     def negative_entropy(self) -> Tensor:
         return self.log_negative_entropy() - self.log_mean()

@@ -73,6 +73,9 @@ class OfGumbel(Expectations):
     def mean(self) -> Tensor:
         return self.loc + EULER * self.scale
 
+    def mean_from(self, centre: Tensor) -> Tensor:
+        return (self.loc - centre) + EULER * self.scale
+
     def variance(self) -> Tensor:
         return math.pi**2 / 6 * self.scale.square()
 

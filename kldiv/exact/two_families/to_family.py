@@ -57,7 +57,7 @@ def kl_to_normal(p: Expectations, q: Normal) -> Tensor:
     Source: Kullback & Leibler 1951, with the entropies of Lazo & Rathie 1978.
     """
     loc, scale = q.loc.double(), q.scale.double()
-    distance = (p.mean() - loc) / scale
+    distance = p.mean_from(loc) / scale
     spread = (p.variance() / scale) / scale + distance * distance
     return p.negative_entropy() + 0.5 * _LOG_2PI + torch.log(scale) + 0.5 * spread
 
@@ -85,7 +85,7 @@ def kl_to_gumbel(p: Expectations, q: Gumbel) -> Tensor:
     """
     loc, scale = q.loc.double(), q.scale.double()
     gap = p.cumulant_gap(1 / scale)
-    v = torch.where(gap.isinf(), 0.0, gap) + (loc - p.mean()) / scale
+    v = torch.where(gap.isinf(), 0.0, gap) - p.mean_from(loc) / scale
     far, cumulant = gap > 1, p.cumulant(1 / scale)  # where the gap and the mean may cancel
     if cumulant is not None:
         v = torch.where(far, cumulant + loc / scale, torch.where(far, 0.0, v))
@@ -148,8 +148,13 @@ def kl_to_log_normal(p: PositiveExpectations, q: LogNormal) -> Tensor:
 
 def _kl_to_gamma(p: PositiveExpectations, alpha: Tensor, beta: Tensor, sign: float) -> Tensor:
     power = torch.full((), sign, dtype=alpha.dtype, device=alpha.device)
+    log_moment = torch.log(beta) + p.log_power(power)
     v = torch.log(beta) - torch.log(alpha) + p.log_power(power)
-    return p.log_negative_entropy() + alpha * (expm1mx(v) + p.power_gap(power)) + stirling_error(alpha)
+    # alpha e^v does not depend on alpha: far apart its two derivatives would cancel
+    far = v > 1
+    spread = torch.exp(torch.where(far, log_moment, 0.0)) - alpha * (1 + v.clamp(max=1e30))
+    spread = torch.where(far, spread, alpha * expm1mx(torch.where(far, 0.0, v)))
+    return p.log_negative_entropy() + spread + alpha * p.power_gap(power) + stirling_error(alpha)
 
 
 def closed_forms(type_p: type, *, to: tuple[type, ...]) -> Callable[[_Family], _Family]:
