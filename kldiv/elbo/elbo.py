@@ -216,12 +216,9 @@ class ELBOLoss(nn.Module):
             mask = row_mask if mask is None else torch.where(row_mask, mask, torch.zeros_like(mask))
         elif rows is not None:
             output, target = masked_output(output, rows), masked_target(target, rows)
-        if mask is not None and ours:
+        if mask is not None:  # a likelihood of the user's own may take none
             given["mask"] = mask
-        # a likelihood of the user's own may take no mask, or call it something else
-        nll: Tensor = self.reconstruction.per_example(
-            output, target, *(() if mask is None or ours else (mask,)), **given
-        )
+        nll: Tensor = self.reconstruction.per_example(output, target, **given)
         return nll
 
     def _weights(self, groups: int, like: Tensor) -> tuple[list[Tensor] | None, list[bool | None], list[Tensor | None]]:
