@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import can_be_copied, check_distributions, stop_gradient_unless
+from kldiv.distributions import align, can_be_copied, check_distributions, stop_gradient_unless
 from kldiv.elbo.controllers import Controller
-from kldiv.elbo.masks import check_sample_weight, counted, masked_group, masked_output, masked_target
+from kldiv.elbo.masks import check_sample_weight, counted, masked_group, masked_output, masked_target, shape_of_elements
 from kldiv.elbo.notices import check_sample, notices_apply, wanted_tensors, warn_of_unreached_posteriors
 from kldiv.elbo.schedules import Stepped, step_schedules
 from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, total, weighted
@@ -212,7 +212,7 @@ class ELBOLoss(nn.Module):
         given = {} if element_weight is None else {"element_weight": element_weight}
         ours = isinstance(self.reconstruction, NegativeLogLikelihood)
         if rows is not None and ours:  # which also leaves them out of a variance of the batch
-            row_mask = rows.reshape(-1, *[1] * (target.ndim - 1))
+            row_mask = align(rows, len(shape_of_elements(self.reconstruction, output, target)))
             mask = row_mask if mask is None else torch.where(row_mask, mask, torch.zeros_like(mask))
         elif rows is not None:
             output, target = masked_output(output, rows), masked_target(target, rows)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from kldiv.distributions import Pair, masked_sample
-from kldiv.elbo.masks import check_sample_weight, masked_group, masked_target
+from kldiv.distributions import Pair, align, masked_sample
+from kldiv.elbo.masks import check_sample_weight, masked_group, masked_target, shape_of_elements
 from kldiv.elbo.notices import notices_apply, warn_of_an_unread_sample, warn_of_unreached_posteriors
 from kldiv.elbo.terms import ELBOTerms, check_likelihood, latent_groups, weighted
 from kldiv.likelihoods import NegativeLogLikelihood
@@ -165,7 +165,7 @@ class ImportanceWeightedELBOLoss(nn.Module):
             rows = sample_weight != 0
             output, target = _masked_outputs(output, rows), masked_target(target, rows)
             if isinstance(self.reconstruction, NegativeLogLikelihood):  # whose variance may be that of the batch
-                row_mask = rows.reshape(-1, *[1] * (target.ndim - 1))
+                row_mask = align(rows, len(self._shape_of_elements(output, target)))
                 kept = row_mask if target_mask is None else target_mask
                 target_mask = torch.where(row_mask, kept, torch.zeros_like(kept))
         if self.training and hasattr(self.reconstruction, "track"):
@@ -247,18 +247,24 @@ class ImportanceWeightedELBOLoss(nn.Module):
             parts.add(group["posterior"], group["prior"], group["sample"], rows)
         return parts
 
+    def _shape_of_elements(self, output: Any, target: Tensor) -> torch.Size:
+        """The shape that a mask of the target broadcasts to."""
+        first = output[0] if isinstance(output, Tensor) else [each[0] for each in output]  # of K samples
+        return shape_of_elements(self.reconstruction, first, target)
+
     def _flattened(self, output: Any, target: Tensor, mask: Tensor | None) -> tuple[Any, Tensor, dict[str, Tensor]]:
         """Output, target and, by name, the mask, with (K, N) as one dimension, the example."""
         outputs = [output] if isinstance(output, Tensor) else output
         k = outputs[0].shape[0]
         flat = [each.flatten(0, 1) for each in outputs]
-        if mask is not None and check_broadcast(target=target.shape, mask=mask.shape) != target.shape:
-            raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(target.shape)}")
+        shape = target.shape if mask is None else self._shape_of_elements(output, target)
+        if mask is not None and check_broadcast(target=shape, mask=mask.shape) != shape:
+            raise ValueError(f"mask {tuple(mask.shape)} must broadcast to the target's shape {tuple(shape)}")
 
         def repeated(each: Tensor) -> Tensor:
             return each.expand(k, *each.shape).flatten(0, 1)
 
-        given = {} if mask is None else {"mask": repeated(mask.expand(target.shape))}
+        given = {} if mask is None else {"mask": repeated(mask.expand(shape))}
         return flat[0] if isinstance(output, Tensor) else flat, repeated(target), given
 
     def extra_repr(self) -> str:

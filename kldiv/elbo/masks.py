@@ -8,6 +8,7 @@ from torch.distributions import Categorical, Distribution, Independent, OneHotCa
 
 from kldiv.distributions import align, factorise, masked_distribution, masked_sample, matched
 from kldiv.exact import is_registered_by_user
+from kldiv.likelihoods import NegativeLogLikelihood
 from kldiv.numerics import check_broadcast
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "masked_group",
     "masked_output",
     "masked_target",
+    "shape_of_elements",
 ]
 
 
@@ -102,6 +104,13 @@ def _is_one_hot(distribution: Any) -> bool | None:
     if isinstance(distribution, OneHotCategorical):
         return True
     return False if isinstance(distribution, Categorical) else None
+
+
+def shape_of_elements(reconstruction: Any, output: Any, target: Tensor) -> torch.Size:
+    """The shape that a mask of the target broadcasts to; that of soft labels has no dimension of categories."""
+    if not isinstance(reconstruction, NegativeLogLikelihood):
+        return target.shape
+    return reconstruction.shape_of_elements(reconstruction.tensors_of(output), target)
 
 
 def masked_output(output: Any, rows: Tensor) -> Any:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributions, nn
 
+import kldiv
 from kldiv import (
     BalancedKLLoss,
     BernoulliNLL,
@@ -257,6 +258,49 @@ def test_examples_of_weight_zero(likelihood, kl):
     alone = run(0.3, rows)
     torch.testing.assert_close(alone[0], values)
     torch.testing.assert_close(alone[1], [gradient[rows] for gradient in gradients])
+
+
+OF_EVERY_KIND = {
+    "counts": (kldiv.PoissonNLL, (4, 5), lambda: torch.randint(9, (4, 5)).float()),
+    "categories": (kldiv.CategoricalNLL, (4, 3, 5), lambda: torch.randint(5, (4, 3))),
+    "soft labels": (kldiv.CategoricalNLL, (4, 3, 5), lambda: torch.rand(4, 3, 5).softmax(-1)),
+    "counts of categories": (kldiv.MultinomialNLL, (4, 5), lambda: torch.randint(9, (4, 5)).float()),
+    "heavy tails": (lambda: kldiv.StudentTNLL(3.0), (4, 5), lambda: torch.randn(4, 5)),
+    "grey": (kldiv.ContinuousBernoulliNLL, (4, 5), lambda: torch.rand(4, 5)),
+}
+
+
+@pytest.mark.parametrize("weighted_bound", [False, True], ids=["elbo", "importance"])
+@pytest.mark.parametrize("kind", OF_EVERY_KIND)
+def test_targets_of_every_kind(kind, weighted_bound):
+    make, shape, draw = OF_EVERY_KIND[kind]
+    torch.manual_seed(0)
+    output, target = torch.randn(shape), draw()
+    weight = torch.tensor([1.0, 0.0, 2.0, 0.0])
+    rows = weight != 0
+
+    def run(hold, chosen=slice(None)):
+        out, x = (t.clone() for t in (output, target))
+        out[~rows] = hold
+        if x.is_floating_point() and hold != 1.0:
+            x[~rows] = hold
+        out = out[chosen].requires_grad_()
+        zeros = torch.zeros(len(out), 2)
+        posterior = DiagonalNormal(zeros, zeros)
+        if weighted_bound:
+            bound, options = ImportanceWeightedELBOLoss(make(), reduction="sum"), {"sample": zeros.expand(3, -1, -1)}
+            made = out.expand(3, *out.shape)
+        else:
+            bound, options, made = ELBOLoss(make(), reduction="sum"), {}, out
+        loss = bound(made, x[chosen], posterior, sample_weight=weight[chosen], **options).loss
+        return loss.detach(), *torch.autograd.grad(loss, out)
+
+    expected = run(1.0)
+    for hold in HOLDS:
+        assert all(map(torch.equal, run(hold), expected)), hold
+    loss, gradient = run(1.0, rows)
+    torch.testing.assert_close((loss, gradient), (expected[0], expected[1][rows]))
+    assert not expected[1][~rows].any()
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg"])
