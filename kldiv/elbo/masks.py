@@ -108,7 +108,7 @@ def _is_one_hot(distribution: Any) -> bool | None:
 
 def shape_of_elements(reconstruction: Any, output: Any, target: Tensor) -> torch.Size:
     """The shape that a mask of the target broadcasts to; that of soft labels has no dimension of categories."""
-    if not isinstance(reconstruction, NegativeLogLikelihood):
+    if not isinstance(reconstruction, NegativeLogLikelihood) or isinstance(output, Distribution):
         return target.shape
     return reconstruction.shape_of_elements(reconstruction.tensors_of(output), target)
 
