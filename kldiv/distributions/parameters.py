@@ -91,7 +91,7 @@ _TRACED = (
 def stored(distribution: Distribution) -> list[tuple[str, Any]]:
     """The names and values of a distribution's attributes.
 
-    Compilers before torch 2.12 do not trace through ``__dict__``. Compiled, they are those of torch's and our names.
+    Under ``torch.compile`` only names that we know: torch 2.11 and earlier does not trace through ``__dict__``.
     """
     if not torch.compiler.is_compiling():
         return list(distribution.__dict__.items())
