@@ -1,6 +1,7 @@
 """Log-likelihoods of a data set by importance sampling, with thousands of samples an example in bounded memory."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from kldiv.elbo.context import map_tensors, pieces, repeated, with_context
 from kldiv.elbo.importance import ImportanceWeightedELBOLoss, LogLikelihood
 from kldiv.elbo.terms import check_likelihood
 from kldiv.kernels import keep_freed_memory
@@ -71,15 +73,16 @@ def stream_log_likelihood(
 @torch.no_grad()
 def estimate_log_likelihood(
     data: Tensor | Iterable[Any],
-    encoder: Callable[[Tensor], Distribution],
-    decoder: Callable[[Tensor], Any],
+    encoder: Callable[..., Distribution],
+    decoder: Callable[..., Any],
     reconstruction: nn.Module,
-    prior: Distribution | nn.Module | None = None,
+    prior: Distribution | Callable[..., Distribution] | None = None,
     *,
     num_samples: int = 5000,
+    context: Any = None,
     max_rows: int | None = None,
 ) -> LogLikelihood:
-    r"""ln p(x) of each example of a test set under a VAE, by importance sampling, in nats.
+    r"""ln p(x) of each example of a test set under a VAE, by importance sampling, in nats; ln p(x|y) with a context y.
 
     Examples are batched, so that the decoder always has about ``max_rows`` samples to work on; memory is bounded by
     these, however many examples and samples there are. Modules are put in eval mode for the time, and no gradient is
@@ -92,13 +95,23 @@ def estimate_log_likelihood(
         encoder: (n, \*event) to q(z|x), of batch shape (n, ...).
         decoder: samples (rows, \*latent) to what the likelihood takes, a tensor or a tuple of them, (rows, ...).
         reconstruction: the likelihood term, such as :class:`kldiv.BernoulliNLL`.
-        prior: p(z), or a module that returns it when called; ``None``: the standard normal, uniform categories.
+        prior: p(z), or a module or function that returns it when called; ``None``: the standard normal, uniform
+            categories. A model that was trained with p(z|y) has to be given it here too: without it the figure is
+            that of another model, and nothing shows it.
         num_samples: K, of each example.
+        context: y, (M, ...), or a tuple or dictionary of such tensors, in the order of the data; with a loader, a
+            function of its batch, ``lambda batch: batch[1]``. Its rows go along with those of the data, as
+            ``encoder(x, y)``, ``decoder(z, y)`` and ``prior(y)``, to those of the three that take it: as an argument
+            called ``context``, or as a second (of the prior a first) positional one without a default or with ``None``.
         max_rows: the most samples the decoder is given at a time; ``None``: 2000 on a CPU, whose caches hold no more,
             and 5000 elsewhere.
     Returns: value, standard error and effective sample size, (M,) each. The mean of the values is the figure that
         papers give, and ``standard_error.square().sum().sqrt() / M`` what importance sampling leaves open of it.
-    Raises: ValueError: numbers below 1; shapes that do not fit.
+    Raises:
+        ValueError: numbers below 1; shapes that do not fit; a context that none of the three takes.
+        TypeError: a context that holds something else than tensors.
+    Warns: UserWarning: the smallest effective sample size is below 10. Values tend to be too low there, and standard
+        errors too small.
     Source: Burda, Grosse & Salakhutdinov 2016, eq. 8, with K = 5000 for the figures of the field.
 
     >>> from kldiv import BernoulliNLL, DiagonalNormal
@@ -106,7 +119,7 @@ def estimate_log_likelihood(
     ...     return DiagonalNormal(torch.zeros(len(x), 2), torch.zeros(len(x), 2))
     >>> def decoder(z):
     ...     return torch.zeros(len(z), 8)
-    >>> estimate_log_likelihood(torch.ones(3, 8), encoder, decoder, BernoulliNLL(), num_samples=10).value
+    >>> estimate_log_likelihood(torch.ones(3, 8), encoder, decoder, BernoulliNLL(), num_samples=20).value
     tensor([-5.5452, -5.5452, -5.5452])
     """
     device = _device_of(encoder)
@@ -117,36 +130,54 @@ def estimate_log_likelihood(
         max_rows = 2000 if on_cpu else 5000
     if num_samples < 1 or max_rows < 1:
         raise ValueError(f"num_samples={num_samples}, max_rows={max_rows}: at least one")
+    prior_of = None if prior is None or isinstance(prior, Distribution) else prior
+    encode, decode, make_prior = with_context(encoder, decoder, prior_of, context is not None)
     bound = ImportanceWeightedELBOLoss(check_likelihood(reconstruction))
     examples = max(1, max_rows // num_samples)
-    found = []
+    found: list[LogLikelihood] = []
     with contextlib.ExitStack() as stack:
         for part in (encoder, decoder, reconstruction, prior):
             stack.enter_context(_in_eval_mode(part))
-        for batch in [data] if isinstance(data, Tensor) else data:
-            for x in (batch if isinstance(batch, Tensor) else batch[0]).split(examples):
-                target = x if device is None else x.to(device)
-                posterior = encoder(target)
-                p = prior() if isinstance(prior, nn.Module) else prior
+        for x, y in pieces(data, context, examples, device):
+            posterior = encode(x, y)
+            p = make_prior(y) if make_prior is not None else prior
 
-                def log_weights(
-                    k: int, target: Tensor = target, q: Distribution = posterior, p: Distribution | None = p
-                ) -> Tensor:
-                    sample = q.sample((k,))
-                    output = decoder(sample.flatten(0, 1))
-                    lead = sample.shape[:2]
-                    if isinstance(output, Tensor):
-                        output = output.reshape(*lead, *output.shape[1:])
-                    else:
-                        output = [each.reshape(*lead, *each.shape[1:]) for each in output]
-                    return bound.log_weights(output, target, q, p, sample=sample)
+            def log_weights(k: int, x: Tensor = x, y: Any = y, q: Distribution = posterior, p: Any = p) -> Tensor:
+                sample = q.sample((k,))
+                output = decode(sample.flatten(0, 1), map_tensors(lambda each: repeated(each, k), y))
+                lead = sample.shape[:2]
+                if isinstance(output, Tensor):
+                    output = output.reshape(*lead, *output.shape[1:])
+                else:
+                    output = [each.reshape(*lead, *each.shape[1:]) for each in output]
+                return bound.log_weights(output, x, q, p, sample=sample)
 
-                found.append(
-                    stream_log_likelihood(log_weights, num_samples, chunk_size=max(1, max_rows // max(len(x), 1)))
-                )
+            found.append(stream_log_likelihood(log_weights, num_samples, chunk_size=max(1, max_rows // max(len(x), 1))))
     if not found:
         raise ValueError("data holds no batch")
-    return LogLikelihood(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    whole = LogLikelihood(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    _warn_of_few(whole.effective_sample_size, num_samples)
+    return whole
+
+
+_FEW = 10
+"""An effective sample size below it is warned of."""
+
+
+def _warn_of_few(effective_sample_size: Tensor, num_samples: int) -> None:
+    if not len(effective_sample_size):
+        return
+    smallest, row = effective_sample_size.nan_to_num(0.0).min(0)
+    if smallest < _FEW:
+        rows = int((effective_sample_size.nan_to_num(0.0) < _FEW).sum())
+        warnings.warn(
+            f"the smallest effective sample size is {smallest.item():.3g} of num_samples={num_samples}, at row "
+            f"{row.item()}, and {rows} of {len(effective_sample_size)} rows have less than {_FEW}: their values are "
+            "carried by a few samples, tend to be too low, and their standard errors too small. Draw more "
+            "(num_samples=...), see whether the prior is the one of training, or train a posterior that is wider",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _device_of(encoder: object) -> torch.device | None:

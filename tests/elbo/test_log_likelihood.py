@@ -160,7 +160,7 @@ def test_a_models_methods_put_the_model_in_eval_mode():
             return z
 
     model = Model()
-    estimate_log_likelihood(torch.zeros(3, 1), model.encode, model.decode, GaussianNLL(), num_samples=10)
+    estimate_log_likelihood(torch.zeros(3, 1), model.encode, model.decode, GaussianNLL(), num_samples=100)
     assert model.training
 
 
@@ -182,3 +182,119 @@ print(min(call() for _ in range(4)))
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
     )
     assert int(run.stdout) < 1000
+
+
+class ConditionalGaussian:
+    """z|y ~ N(2 y, 1), x|z, y ~ N(z - y, 1), and so x|y ~ N(y, 2) and z|x, y ~ N((x + 3 y) / 2, 1/2)."""
+
+    def prior(self, y):
+        return DiagonalNormal(2 * y, torch.zeros_like(y))
+
+    def encode(self, x, y):
+        return DiagonalNormal((x + 3 * y) / 2, torch.full_like(x, math.log(0.8)))
+
+    def decode(self, z, y):
+        return z - y
+
+    def log_prob(self, x, y):
+        return Normal(y, math.sqrt(2)).log_prob(x)[:, 0]
+
+
+def conditional_data(count=37):
+    torch.manual_seed(0)
+    y = 2 * torch.randn(count, 1)
+    return y + 1.4 * torch.randn(count, 1), y
+
+
+def check_against(found, truth):
+    scores = (found.value - truth) / found.standard_error
+    assert scores.abs().max() < 4.5
+    assert scores.std() < 1.4
+    assert found.standard_error.max() < 0.05
+
+
+@pytest.mark.parametrize("max_rows", [64, 1100, 5000])
+@pytest.mark.parametrize("form", ["tensor", "tuple", "dict", "loader", "batches in order"])
+def test_a_conditional_model_against_its_closed_form(form, max_rows):
+    model, (x, y) = ConditionalGaussian(), conditional_data()
+    encode, decode, prior, data, context = model.encode, model.decode, model.prior, x, y
+    if form == "tuple":
+        context = (y, y)
+        encode, decode, prior = (
+            lambda x, c: model.encode(x, c[0]),
+            lambda z, c: model.decode(z, c[1]),
+            lambda c: model.prior(c[0]),
+        )
+    elif form == "dict":
+        context = {"y": y}
+        encode, decode, prior = (
+            lambda x, context: model.encode(x, context["y"]),
+            lambda z, *, context: model.decode(z, context["y"]),
+            lambda context=None: model.prior(context["y"]),
+        )
+    elif form == "loader":
+        data, context = [(x[i : i + 8], y[i : i + 8]) for i in range(0, len(x), 8)], lambda batch: batch[1]
+    elif form == "batches in order":
+        data = x.split(8)
+    found = estimate_log_likelihood(
+        data, encode, decode, GaussianNLL(), prior, num_samples=500, context=context, max_rows=max_rows
+    )
+    check_against(found, model.log_prob(x, y))
+
+
+def test_a_context_goes_to_those_who_take_it():
+    model, (x, y) = ConditionalGaussian(), conditional_data()
+    wide = DiagonalNormal(torch.zeros(1), torch.full((1,), 3.0))
+    plain = estimate_log_likelihood(x, lambda x: wide.expand((len(x),)), lambda z: z, GaussianNLL(), num_samples=4000)
+    torch.manual_seed(1)
+
+    def encoder(x, temperature=1.0):
+        assert temperature == 1.0
+        return wide.expand((len(x),))
+
+    torch.manual_seed(1)
+    of_decoder = estimate_log_likelihood(
+        x, encoder, model.decode, GaussianNLL(), num_samples=4000, context=y, prior=DiagonalNormal(*torch.zeros(2, 1))
+    )
+    check_against(of_decoder, Normal(-y, math.sqrt(2)).log_prob(x)[:, 0])
+    of_prior = estimate_log_likelihood(
+        x, encoder, nn.Identity(), GaussianNLL(), model.prior, num_samples=4000, context=y / 4
+    )
+    check_against(of_prior, Normal(y / 2, math.sqrt(2)).log_prob(x)[:, 0])
+    check_against(plain, Normal(0.0, math.sqrt(2)).log_prob(x)[:, 0])
+
+
+def test_what_no_context_can_be():
+    model, (x, y) = ConditionalGaussian(), conditional_data()
+
+    def estimate(data=x, encoder=model.encode, **options):
+        return estimate_log_likelihood(data, encoder, model.decode, GaussianNLL(), model.prior, **options)
+
+    with pytest.raises(ValueError, match=r"\(36, 1\) .*one row for each of 37"):
+        estimate(context=y[1:])
+    with pytest.raises(ValueError, match=r"one row for each of 37"):
+        estimate(x.split(8), context=torch.cat([y, y]), num_samples=100)
+    with pytest.raises(ValueError, match="one row for each of 8"):
+        estimate(x.split(8), context=lambda batch: y)
+    with pytest.raises(TypeError, match=r"context holds a str.*lambda batch"):
+        estimate(context="y")
+    loader = torch.utils.data.DataLoader(list(x), batch_size=5, shuffle=True)
+    with pytest.raises(ValueError, match=r"shuffles.*lambda batch: batch\[1\]"):
+        estimate(loader, context=y)
+    with pytest.raises(ValueError, match="neither encoder, decoder nor prior takes it"):
+        estimate_log_likelihood(x, lambda x: model.encode(x, y), nn.Identity(), GaussianNLL(), context=y)
+
+
+def test_a_small_effective_sample_size_is_told_once():
+    x = torch.cat([torch.zeros(5, 1), torch.full((1, 1), 60.0), torch.zeros(5, 1)])
+
+    def encoder(x):
+        return DiagonalNormal(torch.zeros_like(x), torch.zeros_like(x))
+
+    with pytest.warns(
+        UserWarning, match=r"effective sample size is .* of num_samples=300, at row 5, and 1 of 11"
+    ) as told:
+        estimate_log_likelihood(x, encoder, nn.Identity(), GaussianNLL(), num_samples=300, max_rows=700)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    assert "num_samples=..." in str(told[0].message)
