@@ -201,7 +201,8 @@ def _place(pair: list[Distribution], zeros: Tensor, checked: bool) -> tuple[list
                 return centers, panels, infinite
             failed, share = sums.failed(beyond, infinite), sums.share()
             # this alone waits for the device
-            failures, needed = torch.stack([failed.sum(), (share > _NEGLIGIBLE).sum(0).max()]).tolist()
+            counts = torch.stack([failed.sum(), (share > _NEGLIGIBLE).sum(0).max()]).cpu()
+            failures, needed = (int(count) for count in counts.unbind())  # torch 2.6 has no tolist under jvp
             if not failures:
                 return centers, panels.take(share.topk(max(1, needed), dim=0).indices), infinite
     raise QuadratureError(_failure(pair, failed, sums, beyond))
