@@ -1,6 +1,7 @@
 # make train [CONFIG=configs/digits.yaml] [DATA=folder] [ARGS="--trainer.max_epochs 3"]
 # make test | test-all | test-core [PYTEST="tests/test_functional.py -k fifty_digits"]
 # make test-matrix [PYTEST=...] [PYTHONS="3.11 3.14"]: with each of these, if it is here, on its oldest and newest torch
+# make stress [CASES=100000] [STATE=stress.json]: random compositions; goes on where STATE stopped
 # make lint | make bench [ARGS="--only gaussian"] | make dist | make constraints
 # Each sets up what it needs in .venv, once, with a Python of 3.11 or newer: PYTHON=... names another.
 
@@ -15,6 +16,9 @@ CONSTRAINTS ?= constraints.txt
 PYTHONS ?= 3.11 3.12 3.13 3.14
 # processes that share the tests: 0 runs them in one, for a debugger
 WORKERS ?= auto
+# how many cases make stress runs, and where it notes what it ran
+CASES ?= 100000
+STATE ?= stress.json
 
 BIN := $(VENV)/bin
 INSTALL := sh tools/install "$(VENV)" "$(CONSTRAINTS)"
@@ -22,7 +26,7 @@ INSTALL := sh tools/install "$(VENV)" "$(CONSTRAINTS)"
 RUN_TESTS := $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 MKL_NUM_THREADS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CHECK_SCHEMA := $(BIN)/check-jsonschema --quiet --default-filetype yaml --builtin-schema
 
-.PHONY: train test test-all test-core test-matrix lint bench dist constraints clean
+.PHONY: train test test-all test-core test-matrix stress lint bench dist constraints clean
 
 train: $(VENV)/.examples
 	@$(BIN)/python -m examples.vae.train fit --config "$(CONFIG)" $(if $(DATA),--data.root "$(DATA)") $(ARGS)
@@ -40,6 +44,10 @@ test-core: $(VENV)/.test
 
 test-matrix: $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" MAKE="$(MAKE)" sh tools/test-matrix "$(BIN)/uv" $(PYTHONS)
+
+# random compositions against their oracles, at length
+stress: $(VENV)/.test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress --cases $(CASES) --state "$(STATE)"
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
