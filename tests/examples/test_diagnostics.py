@@ -15,6 +15,9 @@ from examples.vae.train import main, make_cli
 from tests.examples.test_train import DIGITS, fit, metrics, run_command, weights
 from tests.marks import slow, sweep
 
+# runs of a few samples an image, which are for speed
+pytestmark = pytest.mark.filterwarnings("ignore:the smallest effective sample size:UserWarning")
+
 LEARNED_PRIOR = ["--model.prior", "kldiv.MixturePrior", "--model.prior.num_components", "5"]
 LEARNED_PRIOR += ["--model.prior.latent_dim", "10", "--model.elbo.kl", "kldiv.MonteCarloKLLoss"]
 

@@ -17,6 +17,9 @@ from examples.vae.train import main
 from tests.examples.test_mnist import write_mnist
 from tests.marks import slow
 
+# runs of a few samples an image, which are for speed
+pytestmark = pytest.mark.filterwarnings("ignore:the smallest effective sample size:UserWarning")
+
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
 SMALL = ["--trainer.max_epochs", "2", "--importance_samples", "3", "--trainer.enable_progress_bar", "false"]
