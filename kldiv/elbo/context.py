@@ -41,12 +41,25 @@ def _call(part: Callable[..., Any], others: int, is_given: bool) -> Callable[...
 
 
 def _parameters(part: Any) -> list[inspect.Parameter]:
-    while isinstance(part, nn.Module) and isinstance(getattr(part, "module", None), nn.Module):
-        part = part.module  # DistributedDataParallel and its like take anything
     try:
-        return list(inspect.signature(part.forward if isinstance(part, nn.Module) else part).parameters.values())
+        function = part.forward if isinstance(part, nn.Module) else part
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # written in C
         return []
+    inner = _wrapped(part)
+    return _parameters(inner) if inner is not None and any(map(_is_any, parameters)) else parameters
+
+
+def _wrapped(part: Any) -> nn.Module | None:
+    """What a module such as DistributedDataParallel or a compiled one hands its arguments to."""
+    if not isinstance(part, nn.Module):
+        return None
+    inner = [part._modules.get(name) for name in ("_orig_mod", "module")]
+    return next((module for module in inner if module is not None), None)
+
+
+def _is_any(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.VAR_POSITIONAL
 
 
 def _is_named(part: Any) -> bool:
@@ -59,7 +72,7 @@ def _takes(part: Any, others: int) -> bool:
     An argument whose default is something (a temperature, say) is another one.
     """
     parameters = _parameters(part)
-    if _is_named(part) or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+    if _is_named(part) or any(map(_is_any, parameters)):
         return True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(positional) > others and positional[others].default in (inspect.Parameter.empty, None)
@@ -101,6 +114,8 @@ def pieces(data: Any, context: Any, size: int, device: torch.device | None) -> I
             "the loader shuffles data, and context would stay in order: let the loader give both, and write "
             "context=lambda batch: batch[1]"
         )
+    if isinstance(data, Tensor) and not of_batch:
+        _check_rows(context, len(data))
     start = 0
     for batch in [data] if isinstance(data, Tensor) else data:
         inputs = batch if isinstance(batch, Tensor) else batch[0]

@@ -97,8 +97,8 @@ def _check(name: str, given: Distribution) -> None:
         support = constraints.real
     if support.is_discrete:
         raise ValueError(
-            f"kl_quadrature integrates densities, and {name} is a discrete {kind}: kldiv.kl_divergence(p, q) has "
-            "closed forms, kldiv.kl_summation(p, q) sums over counts, and kldiv.estimate_kl(p, q) samples"
+            f"kl_quadrature integrates densities, and {name} is a discrete {kind}: kldiv.kl_summation(p, q) sums over "
+            "counts, kldiv.kl_divergence(p, q) has closed forms, and kldiv.estimate_kl(p, q) samples"
         )
     if given.event_shape:
         raise ValueError(

@@ -18,6 +18,7 @@ from kldiv import (
     importance_log_likelihood,
     stream_log_likelihood,
 )
+from kldiv.elbo.context import with_context
 
 
 class Encoder(nn.Module):
@@ -246,7 +247,6 @@ def test_a_context_goes_to_those_who_take_it():
     model, (x, y) = ConditionalGaussian(), conditional_data()
     wide = DiagonalNormal(torch.zeros(1), torch.full((1,), 3.0))
     plain = estimate_log_likelihood(x, lambda x: wide.expand((len(x),)), lambda z: z, GaussianNLL(), num_samples=4000)
-    torch.manual_seed(1)
 
     def encoder(x, temperature=1.0):
         assert temperature == 1.0
@@ -264,6 +264,39 @@ def test_a_context_goes_to_those_who_take_it():
     check_against(plain, Normal(0.0, math.sqrt(2)).log_prob(x)[:, 0])
 
 
+class TakesContext(nn.Module):
+    """Has a layer by the name under which wrappers hold what they wrap."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(1, 1)
+
+    def forward(self, x, y):
+        return x + y
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, compiled, Wrapper, lambda m: Wrapper(compiled(m)), nn.DataParallel])
+def test_wrapped_a_module_takes_what_it_takes(wrap):
+    x, y = torch.ones(2, 1), torch.full((2, 1), 2.0)
+    taken, _, _ = with_context(wrap(TakesContext()), nn.Identity(), None, True)
+    assert torch.equal(taken(x, y), x + y)
+    with pytest.raises(ValueError, match="neither"):
+        with_context(wrap(nn.Identity()), nn.Identity(), None, True)
+
+
 def test_what_no_context_can_be():
     model, (x, y) = ConditionalGaussian(), conditional_data()
 
@@ -272,6 +305,8 @@ def test_what_no_context_can_be():
 
     with pytest.raises(ValueError, match=r"\(36, 1\) .*one row for each of 37"):
         estimate(context=y[1:])
+    with pytest.raises(ValueError, match=r"\(74, 1\) must have one row for each of 37"):
+        estimate(encoder=lambda x, y: pytest.fail("told before anything is computed"), context=torch.cat([y, y]))
     with pytest.raises(ValueError, match=r"one row for each of 37"):
         estimate(x.split(8), context=torch.cat([y, y]), num_samples=100)
     with pytest.raises(ValueError, match="one row for each of 8"):
