@@ -27,7 +27,8 @@ def main() -> int:
             show(failure)
         return 1 if state.failures else 0
     seeds = range(given.cases) if given.seed is None else [given.seed]
-    found = [failure for seed in seeds if (failure := run_case(given.property, seed, show=given.seed is not None))]
+    outcomes = [run_case(given.property, seed, show=given.seed is not None) for seed in seeds]
+    found = [outcome.failure for outcome in outcomes if outcome.failure is not None]
     for failure in found:
         show(failure)
     return 1 if found else 0

@@ -1,12 +1,11 @@
 """A case: what it draws, what it asserts, and what it says when it fails."""
 
-import math
 import random
 import signal
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,6 +21,7 @@ class Case:
         self.name, self.seed = name, seed
         self.rng = random.Random(f"{name} {seed}")
         self.said: list[str] = []
+        self.is_checked = True
         torch.manual_seed(zlib.crc32(f"{name} {seed}".encode()))
 
     def says(self, *parts: Any) -> None:
@@ -61,20 +61,6 @@ class Case:
             left, truth = found.flatten()[index].item(), expected.flatten()[index].item()
             raise AssertionError(f"{what}[{index}] = {left!r}, expected {truth!r} (rtol {rtol:.1e}, atol {atol:.1e})")
 
-    def same(self, what: str, found: Any, expected: Any) -> None:
-        """Whether two tensors, or sequences of them, agree bit for bit."""
-        if isinstance(found, (list, tuple)):
-            for k, (left, right) in enumerate(zip(found, expected, strict=True)):
-                self.same(f"{what}.{k}", left, right)
-            return
-        if not (found is None and expected is None):
-            assert found.shape == expected.shape, f"{what}: shapes {tuple(found.shape)} and {tuple(expected.shape)}"
-            assert torch.equal(found, expected), f"{what}: {largest_difference(found, expected)} apart, not bit-equal"
-
-
-def largest_difference(left: Tensor, right: Tensor) -> str:
-    return f"{(left.double() - right.double()).abs().max().item():.3g}"
-
 
 class Property(NamedTuple):
     run: Callable[[Case], None]
@@ -97,17 +83,25 @@ def stress_property(name: str, weight: float = 1.0) -> Callable[[Callable[[Case]
 
 
 class Failure(NamedTuple):
+    """Of a case that went wrong."""
+
     name: str
     seed: int
     description: str
     error: str
 
 
+class Outcome(NamedTuple):
+    is_checked: bool
+    """Whether there was a truth to compare with."""
+    failure: Failure | None
+
+
 SECONDS = 60
 """A case that takes longer has failed."""
 
 
-def run_case(name: str, seed: int, show: bool = False) -> Failure | None:
+def run_case(name: str, seed: int, show: bool = False) -> Outcome:
     """Runs one case. Warnings are errors, other packages' apart.
 
     Args:
@@ -126,13 +120,14 @@ def run_case(name: str, seed: int, show: bool = False) -> Failure | None:
         if show:
             traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
-        return Failure(name, seed, case.description, f"{type(error).__name__}: {lines[0]}"[:500])
+        failure = Failure(name, seed, case.description, f"{type(error).__name__}: {lines[0]}"[:500])
+        return Outcome(case.is_checked, failure)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     if show:
         print(case.description)
-    return None
+    return Outcome(case.is_checked, None)
 
 
 def too_long(*_: Any) -> None:
@@ -143,7 +138,3 @@ def drawn_property(seed: int) -> str:
     """Which property the case of this number has."""
     names = sorted(PROPERTIES)
     return random.Random(seed).choices(names, [PROPERTIES[name].weight for name in names])[0]
-
-
-def product(shape: Sequence[int]) -> int:
-    return math.prod(shape)

@@ -14,7 +14,7 @@ from tests.oracles import CROSS, FAMILIES, NoClosedFormError, stored, tolerance,
 from tests.roads.test_ends_of_the_registry import DEFAULTS, PAIRS, REAL
 from tests.roads.test_ends_of_the_registry import made as made_of_floats
 from tests.stress import drawing
-from tests.stress.case import Case, product, stress_property
+from tests.stress.case import Case, stress_property
 from tests.stress.differences import check_gradient
 
 SLOW = ("Gumbel", "Kumaraswamy to Beta")
@@ -102,11 +102,12 @@ def ends_of_the_range(case: Case) -> None:
     assert value >= 0, value
     try:
         truth = true_kl(p, q)
-    except (NoClosedFormError, ArithmeticError, ValueError, NotImplementedError, MemoryError, TimeoutError):
+    except (NoClosedFormError, ArithmeticError, ValueError, NotImplementedError, MemoryError):
+        truth = mp.nan
+    case.is_checked = not mp.isnan(truth)
+    if not case.is_checked:
         return
     limits = torch.finfo(dtype)
-    if mp.isnan(truth):
-        return
     if truth > limits.max * (1 - 1e-6):
         assert value > limits.max * (1 - 1e-5), (value, mp.nstr(truth, 9))
     elif truth < 1e3 * limits.tiny:
@@ -155,7 +156,7 @@ def batches(case: Case) -> None:
     assert (value >= 0).all()
     rtol = 1e-5 if dtype == torch.float32 else 1e-10
     case.close("expanded", kl_divergence(p.expand(shape), q.expand(shape)), value, rtol=rtol)
-    if product(shape):
+    if math.prod(shape):
         index = tuple(case.rng.randrange(size) for size in shape)
         alone: list[Any] = [
             drawing.made(family, {name: v.expand(shape)[index] for name, v in side.items()}) for side in sides

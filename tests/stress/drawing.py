@@ -1,17 +1,12 @@
-"""Random shapes, parameters, distributions, masks and rubbish."""
+"""Random shapes, parameters and distributions."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributions as D  # noqa: N812
 
-from kldiv import DiagonalNormal, DiagonalNormalMixture
 from tests.stress.case import Case
-
-F64 = torch.float64
-NAN_AND_INFINITE = (math.nan, math.inf, -math.inf, 1e30)
 
 
 def shape_of(case: Case, least: int = 0, most: int = 3, largest: int = 4, empty: float = 0.03) -> tuple[int, ...]:
@@ -74,27 +69,6 @@ def steps_of(family: str, parameters: dict[str, Tensor]) -> list[Tensor | float]
 
 def half(case: Case) -> torch.dtype:
     return case.choice(torch.float16, torch.bfloat16)
-
-
-def dtype_of(case: Case) -> torch.dtype:
-    return case.choice(torch.float32, torch.float32, F64, F64, half(case))
-
-
-def mask_of(case: Case, shape: tuple[int, ...]) -> Tensor:
-    """Booleans or zeros and ones, of a shape that broadcasts to the given one."""
-    mask = case.uniform(*broadcasting_to(case, shape)) < case.choice(0.3, 0.7, 0.95)
-    return mask if case.chance(0.5) else mask.float()
-
-
-def weights_of(case: Case, *shape: int) -> Tensor:
-    """Not negative, and 0 here and there."""
-    return case.uniform(*shape, high=2.0) * (case.uniform(*shape) < 0.7)
-
-
-def mixture_of(case: Case, dims: int, components: int | None = None) -> DiagonalNormalMixture:
-    k = case.rng.randint(1, 4) if components is None else components
-    parts = DiagonalNormal(2 * case.normal(k, dims), case.normal(k, dims))
-    return DiagonalNormalMixture(D.Categorical(logits=case.normal(k)), parts)
 
 
 def covariance_factor(case: Case, *batch: int, dims: int) -> Tensor:

@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.stress.case import Failure, drawn_property, run_case
 from tests.stress.properties import PROPERTIES
@@ -20,11 +20,12 @@ CHUNK = 50
 
 
 class State:
-    """What was run: cases of each property and the failures. Written beside the file, and then renamed."""
+    """What was run: cases of each property, those without a truth, failures. Written beside the file, then renamed."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.cases: Counter[str] = Counter()
+        self.unchecked: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self.done: set[int] = set()  # chunks
         self.weights = {name: PROPERTIES[name].weight for name in sorted(PROPERTIES)}
@@ -33,13 +34,15 @@ class State:
             if saved["weights"] != self.weights:
                 raise SystemExit(f"{path} is of other properties than there are now: remove it, or give another STATE=")
             self.cases.update(saved["cases"])
+            self.unchecked.update(saved["unchecked"])
             self.failures = [Failure(*each) for each in saved["failures"]]
             self.done = set(saved["done"])
 
-    def add(self, chunk: int, cases: Counter[str], failures: Iterable[Failure]) -> None:
-        self.done.add(chunk)
-        self.cases.update(cases)
-        self.failures.extend(failures)
+    def add(self, ran: "Chunk") -> None:
+        self.done.add(ran.number)
+        self.cases.update(ran.cases)
+        self.unchecked.update(ran.unchecked)
+        self.failures.extend(ran.failures)
 
     def save(self) -> None:
         if self.path is None:
@@ -47,6 +50,7 @@ class State:
         saved: dict[str, Any] = {
             "weights": self.weights,
             "cases": self.cases,
+            "unchecked": self.unchecked,
             "failures": sorted(self.failures),
             "done": sorted(self.done),
         }
@@ -55,24 +59,37 @@ class State:
         os.replace(beside, self.path)
 
     def table(self) -> str:
-        """Property, cases, failures."""
+        """Property, cases, those of them that had no truth to compare with, failures."""
         failed = Counter(failure.name for failure in self.failures)
         width = max(map(len, ["property", *self.cases]))
-        rows = [f"{'property':{width}}  {'cases':>8}  {'failures':>8}"]
-        rows += [f"{name:{width}}  {self.cases[name]:8d}  {failed[name]:8d}" for name in sorted(self.cases)]
-        return "\n".join([*rows, f"{'all':{width}}  {self.cases.total():8d}  {failed.total():8d}"])
+        rows = [f"{'property':{width}}  {'cases':>8}  {'no truth':>8}  {'failures':>8}"]
+        counts = (self.cases, self.unchecked, failed)
+        for name in [*sorted(self.cases), "all"]:
+            each = (count.total() if name == "all" else count[name] for count in counts)
+            rows.append(f"{name:{width}}" + "".join(f"  {number:8d}" for number in each))
+        return "\n".join(rows)
 
 
-def run_chunk(chunk: int, size: int = CHUNK) -> tuple[int, Counter[str], list[Failure]]:
+class Chunk(NamedTuple):
+    """What one of the processes reports."""
+
+    number: int
+    cases: Counter[str]
+    unchecked: Counter[str]
+    failures: list[Failure]
+
+
+def run_chunk(number: int, size: int = CHUNK) -> Chunk:
     """The cases of one chunk, whose numbers are their seeds."""
-    cases: Counter[str] = Counter()
-    failures = []
-    for seed in range(chunk * CHUNK, chunk * CHUNK + size):
+    chunk = Chunk(number, Counter(), Counter(), [])
+    for seed in range(number * CHUNK, number * CHUNK + size):
         name = drawn_property(seed)
-        cases[name] += 1
-        if (failure := run_case(name, seed)) is not None:
-            failures.append(failure)
-    return chunk, cases, failures
+        outcome = run_case(name, seed)
+        chunk.cases[name] += 1
+        chunk.unchecked[name] += not outcome.is_checked
+        if outcome.failure is not None:
+            chunk.failures.append(outcome.failure)
+    return chunk
 
 
 def prepare() -> None:
@@ -82,7 +99,7 @@ def prepare() -> None:
     torch.set_num_threads(1)
 
 
-def results(chunks: list[int], processes: int) -> Iterator[tuple[int, Counter[str], list[Failure]]]:
+def results(chunks: list[int], processes: int) -> Iterator[Chunk]:
     """Of each chunk as it ends, with no more in flight than there are processes, twice."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=prepare) as pool:
@@ -106,10 +123,10 @@ def run(cases: int, processes: int, path: Path | None) -> State:
     ran = 0
     try:
         with contextlib.closing(results(chunks, processes)) as ended:
-            for chunk, counted, failures in ended:
-                state.add(chunk, counted, failures)
-                ran += counted.total()
-                for failure in failures:
+            for chunk in ended:
+                state.add(chunk)
+                ran += chunk.cases.total()
+                for failure in chunk.failures:
                     show(failure)
                 now = time.monotonic()
                 if now - saved > 5:
