@@ -95,7 +95,8 @@ def ends_of_the_range(case: Case) -> None:
         sides[side][name] = value * (case.choice(-1, 1) if name in REAL else 1)
     for side in sides:
         if "low" in side and not side["low"] < side["high"]:
-            side["low"], side["high"] = side["high"] - 1 - abs(side["high"]), side["high"]
+            # no further than the end, where high is there already: an infinite one is no parameter
+            side["low"] = max(side["high"] - 1 - abs(side["high"]), -torch.finfo(dtype).max)
     p, q = (made_of_floats(kind, side, dtype) for kind, side in zip(types, sides, strict=True))
     case.says(f"{written(p)} to {written(q)}, {dtype}")
     value = kl_divergence(p, q).item()
@@ -126,6 +127,9 @@ def gradient(case: Case) -> None:
     case.says(f"two {family} of shape {shape}")
     with torch.no_grad():
         sizes = kl_divergence(*(drawing.made(family, side) for side in sides)).clamp(min=1e-6)
+    case.is_checked = bool(sizes.isfinite().all())  # a KL beyond float64 has no differences
+    if not case.is_checked:
+        return
 
     def value(*tensors: Tensor) -> Tensor:
         p = drawing.made(family, dict(zip(names, tensors[: len(names)], strict=True)))
